@@ -1,0 +1,82 @@
+// A handler knows one kind of file. No sockets, processes or clocks here; a handler looks only at the
+// descriptor it is given.
+#pragma once
+#include <sys/stat.h>
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fd.h"
+#include "base/strong.h"
+
+namespace luo {
+
+/// One fstat per file, shared by all who ask.
+struct FileInfo {
+  int fd;
+  struct stat st;
+};
+
+/// Which file this is, for "the same file twice is EBUSY". Two files are the same if `group` and `object`
+/// are equal and, where `per_open_file` is set (kinds whose objects share an inode, as eventfd does, or
+/// whose ends do, as a pipe's), kcmp(2) says that they are one open file.
+struct Identity {
+  std::uint64_t group;   ///< st_dev
+  std::uint64_t object;  ///< st_ino
+  bool per_open_file;
+};
+
+/// What a handler remembers of a file. Lies in the arena, fixed width, host byte order.
+using HandlerData = std::array<std::uint64_t, 4>;
+
+/// A file that luod holds. `fd` is ours; the handler neither closes nor maps it.
+struct KeptFile {
+  int fd;
+  Token token;
+  HandlerData data;
+};
+
+/// Called on the loop thread, one call at a time; outlives the engine. Which callbacks run in which order:
+/// docs/architecture.md, Lifecycle (Linux 7.3: reference §3.3).
+class Handler {
+ public:
+  virtual std::string_view name() const noexcept = 0;  ///< constant, 1..47 bytes, with a version: "memfd-v1"
+  virtual bool can_preserve(const FileInfo& file) const noexcept = 0;
+  virtual Identity identity(const FileInfo& file) const noexcept {
+    return {static_cast<std::uint64_t>(file.st.st_dev), static_cast<std::uint64_t>(file.st.st_ino), false};
+  }
+  /// The heavy step, while the service runs. An error refuses the file and leaves nothing.
+  /// EINPROGRESS: later; the request is repeated, with the same session and token, when the handler has
+  /// called the waker that the engine's owner gave it. Nothing was changed meanwhile.
+  virtual Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) = 0;
+  virtual void unpreserve(const KeptFile& file) noexcept = 0;
+  /// Last, light step; may replace the data. No allocation that can fail late, bounded time.
+  virtual Result<HandlerData> freeze(const KeptFile& file) { return file.data; }
+  virtual void unfreeze(const KeptFile&) noexcept {}
+  /// Checks that what came back is what was preserved. An error is remembered and given again.
+  virtual Result<> retrieve(const KeptFile& file) = 0;
+  virtual bool can_finish(const KeptFile&) const noexcept { return true; }
+  /// The new owner has it, or nobody wanted it (`retrieved` false).
+  virtual void finish(const KeptFile& file, bool retrieved) noexcept = 0;
+
+ protected:
+  ~Handler() = default;  // never deleted through this type
+};
+
+/// The handlers, in order of registration: the first that can preserve a file gets it.
+class HandlerRegistry {
+ public:
+  /// Errors: EINVAL (name empty or over 47 bytes), EEXIST (name taken).
+  Result<> add(Handler& handler);
+  Handler* find(std::string_view name) const noexcept;
+  Handler* for_file(const FileInfo& file) const noexcept;
+  const std::vector<Handler*>& all() const noexcept { return handlers_; }
+
+ private:
+  std::vector<Handler*> handlers_;
+};
+
+}  // namespace luo
