@@ -1,0 +1,48 @@
+# What people type. All building is CMake's; the presets are in CMakePresets.json.
+KEYS ?= 262144
+VALUE ?= 1024
+CONNECTIONS ?= 50
+ROUNDS ?= 50
+SEED ?=
+PREFIX ?= /usr/local
+JOBS ?= 2
+FUZZ_SECONDS ?= 60
+CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo test bench lint fuzz install clean
+
+help: ## this text
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+deps: ## install what is missing (Debian 12, apt-get); says what first
+	@scripts/install-deps
+
+build: deps ## programs, optimised: build/release/bin
+	@cmake --preset release --log-level=WARNING $(CCACHE)
+	@cmake --build --preset release -j $(JOBS)
+
+demo: build ## a cache under load while all under it is replaced: KEYS= VALUE= CONNECTIONS= ROUNDS= SEED=
+	@demo/run.py --keys $(KEYS) --value $(VALUE) --connections $(CONNECTIONS) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+test: deps ## all tests: unit, integration, crash, and the sanitizer builds
+	@scripts/run-tests
+
+bench: build ## the limits of the project, measured: build/bench/report.json
+	@tests/bench/run.py
+
+lint: ## clang-format on all, clang-tidy-19 on what differs from BASE (default: the last commit; ALL=1: everything)
+	@scripts/lint $(if $(ALL),--all) $(if $(BASE),--base $(BASE))
+
+fuzz: ## libFuzzer targets, FUZZ_SECONDS= each
+	@scripts/install-deps --dev
+	@cmake --preset fuzz --log-level=WARNING
+	@cmake --build --preset fuzz -j $(JOBS)
+	@scripts/run-fuzzers build/fuzz/bin $(FUZZ_SECONDS)
+
+install: build ## to PREFIX= (default /usr/local), DESTDIR= is honoured
+	@cmake --install build/release --prefix $(PREFIX)
+
+clean: ## remove build/
+	rm -rf build
