@@ -52,12 +52,25 @@ Builder& Builder::add_fd(int number) {
   return *this;
 }
 
-std::span<const std::byte> Builder::bytes() {
+template <class T>
+Builder& Builder::put(std::size_t offset, const T& value) {
   LUO_CHECK(bytes_.size() >= sizeof(Header));
-  const auto length = static_cast<std::uint32_t>(bytes_.size());
-  const auto fds = static_cast<std::uint32_t>(fds_.size());
-  std::memcpy(bytes_.data() + offsetof(Header, length), &length, sizeof length);
-  std::memcpy(bytes_.data() + offsetof(Header, fds), &fds, sizeof fds);
+  std::memcpy(bytes_.data() + offset, &value, sizeof value);
+  return *this;
+}
+
+Builder& Builder::set_nonce(std::uint64_t nonce) { return put(offsetof(Header, nonce), nonce); }
+Builder& Builder::set_session(std::uint64_t session) { return put(offsetof(Header, session), session); }
+Builder& Builder::set_error(std::int32_t error) { return put(offsetof(Header, error), error); }
+
+Builder& Builder::drop_fds() {
+  fds_.clear();
+  return *this;
+}
+
+std::span<const std::byte> Builder::bytes() {
+  put(offsetof(Header, length), static_cast<std::uint32_t>(bytes_.size()));
+  put(offsetof(Header, fds), static_cast<std::uint32_t>(fds_.size()));
   return bytes_;
 }
 

@@ -94,12 +94,20 @@ class Builder {
   }
   Builder& add_bytes(std::span<const std::byte> bytes);
   Builder& add_fd(int number);
+  /// Later than start(), for what is known late, or differs when the same message is sent again.
+  Builder& set_nonce(std::uint64_t nonce);
+  Builder& set_session(std::uint64_t session);
+  Builder& set_error(std::int32_t error);
+  Builder& drop_fds();
 
   /// The finished datagram, valid until the next call on this object.
   std::span<const std::byte> bytes();
   std::span<const int> fds() const { return fds_; }
 
  private:
+  template <class T>
+  Builder& put(std::size_t offset, const T& value);
+
   std::vector<std::byte> bytes_;
   std::vector<int> fds_;
 };

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace luo::wire {
 namespace {
 
@@ -13,10 +15,9 @@ std::vector<std::byte> preserve_request() {
   return copy_of(builder.bytes());
 }
 
-template <class T>
 std::vector<std::byte> argument_with_size(std::uint32_t size, std::size_t bytes) {
   std::vector<std::byte> out(bytes);
-  std::memcpy(out.data(), &size, std::min(bytes, sizeof size));
+  std::ranges::copy(std::as_bytes(std::span{&size, 1}).first(std::min(bytes, sizeof size)), out.begin());
   return out;
 }
 
@@ -73,35 +74,35 @@ TEST(Message, RefusesEveryLieAboutTheLength) {
 TEST(Argument, SmallerThanKnownIsInvalidWhateverArrived) {
   for (std::uint32_t size = 0; size < sizeof(TokenArg); ++size)
     for (const std::size_t bytes : {4U, 8U, 16U, 64U})
-      EXPECT_EQ(parse_arg<TokenArg>(argument_with_size<TokenArg>(size, bytes)).error().code, EINVAL) << size;
+      EXPECT_EQ(parse_arg<TokenArg>(argument_with_size(size, bytes)).error().code, EINVAL) << size;
 }
 
 TEST(Argument, EveryTruncationIsAFramingError) {
   for (std::size_t n = 0; n < sizeof(TokenArg); ++n)
-    EXPECT_EQ(parse_arg<TokenArg>(argument_with_size<TokenArg>(sizeof(TokenArg), n)).error().code, EBADMSG) << n;
-  EXPECT_EQ(parse_arg<TokenArg>(argument_with_size<TokenArg>(0xFFFFFFFF, 4096)).error().code, EBADMSG);
+    EXPECT_EQ(parse_arg<TokenArg>(argument_with_size(sizeof(TokenArg), n)).error().code, EBADMSG) << n;
+  EXPECT_EQ(parse_arg<TokenArg>(argument_with_size(0xFFFFFFFF, 4096)).error().code, EBADMSG);
 }
 
 TEST(Argument, BytesThatBelongToNothingAreAFramingError) {
-  EXPECT_EQ(parse_arg<TokenArg>(argument_with_size<TokenArg>(sizeof(TokenArg), 17)).error().code, EBADMSG);
+  EXPECT_EQ(parse_arg<TokenArg>(argument_with_size(sizeof(TokenArg), 17)).error().code, EBADMSG);
 }
 
 TEST(Argument, LargerWithAZeroTailIsAcceptedAndItsSizeEchoed) {
-  const auto arg = parse_arg<TokenArg>(argument_with_size<TokenArg>(4096, 4096));
+  const auto arg = parse_arg<TokenArg>(argument_with_size(4096, 4096));
   ASSERT_TRUE(arg);
   EXPECT_EQ(arg->size, 4096U);
 }
 
 TEST(Argument, AnyDirtyByteInTheTailIsTooBig) {
   for (std::size_t at = sizeof(TokenArg); at < 64; ++at) {
-    auto bytes = argument_with_size<TokenArg>(64, 64);
+    auto bytes = argument_with_size(64, 64);
     bytes[at] = std::byte{1};
     EXPECT_EQ(parse_arg<TokenArg>(bytes).error().code, E2BIG) << "byte " << at;
   }
 }
 
 TEST(Argument, TruncationComesBeforeADirtyTail) {
-  auto bytes = argument_with_size<TokenArg>(64, 40);
+  auto bytes = argument_with_size(64, 40);
   bytes[39] = std::byte{1};
   EXPECT_EQ(parse_arg<TokenArg>(bytes).error().code, EBADMSG);
 }
