@@ -4,10 +4,10 @@
 // offsets (PhysAddr), so that the next owner may map it anywhere. The memory outlives the process,
 // so order of stores is enough for SIGKILL at any instruction; nothing is flushed.
 //
-//   0         header (4 KiB)     magic, byte order, page size, versions, sizes, roots
+//   0         header (4 KiB)     magic, byte order, page size, versions, sizes, roots (format.h)
 //   4 KiB     control (4 KiB)    the application's own, outside transactions (Arena::control)
 //   8 KiB     undo log           reserved, sparse; format independent of every layout version
-//   ...       chunk table        one record for each 64 KiB chunk of the heap
+//   ...       chunk table        which chunks have memory, a record and a bitmap of blocks for each
 //   ...       heap               size classes in 64 KiB chunks, larger blocks as chunks of the buddy
 //
 // An Arena and its Tx are used from one thread at a time.
@@ -37,7 +37,7 @@ struct Layout {
 struct ArenaOptions {
   std::string_view name;      ///< shown in /proc as memfd:NAME
   Layout layout;
-  Bytes max_size = 64_GiB;    ///< the reserved range; the file grows inside it on demand. 1 MiB .. 16 TiB
+  Bytes max_size = 64_GiB;    ///< of the heap; a range reserved, memory is taken on demand. 1 MiB .. 16 TiB
 };
 
 /// A typed offset. Trivially copyable, fixed width: may be stored in the arena. 0 is "none".
@@ -50,8 +50,8 @@ struct Ref {
 };
 
 struct ArenaStats {
-  std::uint64_t max_bytes;        ///< of the reserved range
-  std::uint64_t committed_bytes;  ///< of the file that may be touched (has been grown to)
+  std::uint64_t max_bytes;        ///< of the heap
+  std::uint64_t committed_bytes;  ///< of the heap that has memory, in use or not
   std::uint64_t used_bytes;       ///< in allocated blocks, rounded up to their class
   std::uint64_t blocks;           ///< allocated
 };
@@ -60,7 +60,7 @@ struct ArenaStats {
 struct ArenaInfo {
   Layout layout;
   std::uint32_t format;     ///< of the arena itself
-  Bytes committed;
+  Bytes committed;          ///< memory that the file has
   bool open_transaction;    ///< its owner died inside one; open() would roll it back
 };
 
@@ -78,13 +78,13 @@ class Arena {
   /// Takes over an arena that another process left: checks the header and the chunk table's bounds,
   /// then rolls an open transaction back. Errors: EBADMSG (damaged; says what and where), EPROTO
   /// (another layout, byte order, page size or format; names both), ENOMEM, EINVAL (not a memfd).
-  /// On error nothing has been written.
+  /// On error nothing has been written. O(chunks in use): bitmaps and blocks are left to check().
   static Result<Arena> open(Fd memfd, const Layout& expected);
 
   /// Reads the header only; maps nothing, writes nothing. Errors as open(), but any layout is accepted.
   static Result<ArenaInfo> inspect(FdRef memfd);
 
-  Arena(Arena&&) noexcept;
+  Arena(Arena&&) noexcept;  ///< Not while a Tx is open.
   Arena& operator=(Arena&&) noexcept;
   ~Arena();  ///< Unmaps and closes; does not roll back (there must be no Tx).
 
@@ -168,15 +168,17 @@ class Tx {
     std::memset(reinterpret_cast<std::byte*>(base_) + at->raw(), 0, sizeof(T));
     return Ref<T>{at->raw()};
   }
-  /// Gives a block back. Its content stays as it is until commit; reuse inside the same
-  /// transaction is possible. Memory of large blocks goes back to the kernel after commit. O(1).
+  /// Gives a block back, at commit: until then it stays allocated and its content stays as it is (so that
+  /// the transaction can be taken back), and it is not used again. Memory of blocks from 1 MiB on goes back
+  /// to the kernel after the commit. Aborts if no block starts there or it is released twice (the latter at
+  /// commit); "none" is ignored. O(1).
   void release(PhysAddr block) noexcept;
   template <class T>
   void release(Ref<T> block) noexcept {
     release(block.addr());
   }
 
-  /// Logs the old bytes; the caller may then write [at, at + n) as it likes.
+  /// Logs the old bytes; the caller may then write [at, at + n) as it likes. Aborts outside the heap.
   void save(void* at, std::size_t n) noexcept;
   /// Logs the old value and writes the new one.
   template <class T>
@@ -191,7 +193,8 @@ class Tx {
   /// Undoes everything since the mark; the transaction stays open.
   void back_to(Mark mark) noexcept;
 
-  /// Bytes left in the log; a save of n bytes takes at most n + 32.
+  /// Bytes left in the log, beyond what the releases need at commit; a save of n bytes takes at most n + 32,
+  /// an allocation about 120, and now and then (a new chunk, growth) up to 8 KiB.
   std::size_t room() const noexcept;
 
   void commit() noexcept;

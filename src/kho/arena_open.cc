@@ -1,0 +1,98 @@
+#include "kho/arena_open.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+
+#include "kho/heap.h"
+#include "kho/memfd.h"
+#include "kho/undo_log.h"
+
+namespace luo::kho {
+
+HeaderConstants constants_of(const Layout& layout, const Geometry& geometry) noexcept {
+  HeaderConstants constants{.magic = kArenaMagic,
+                            .byte_order = kByteOrder,
+                            .format = kFormat,
+                            .page_bytes = kPageBytes,
+                            .chunk_bytes = kChunkBytes,
+                            .record_bytes = sizeof(Chunk),
+                            .header_bytes = sizeof(Header),
+                            .layout = layout,
+                            .zero = 0,
+                            .log_at = kLogAt,
+                            .log_bytes = kLogBytes,
+                            .geometry = geometry,
+                            .checksum = 0};
+  constants.checksum = checksum_of(constants);
+  return constants;
+}
+
+std::string to_string(const Layout& layout) {
+  std::string text;
+  for (const char c : layout.tag) {
+    if (c == '\0') break;
+    if (c > ' ' && c < '\x7f')
+      text += c;
+    else
+      text += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+  }
+  return fmt::format("{} version {}", text, layout.version);
+}
+
+Result<HeaderConstants> read_constants(FdRef memfd) {
+  if (::fcntl(memfd.raw, F_GET_SEALS) < 0) {
+    if (errno != EINVAL) return sys_fail("fcntl(fd {}, F_GET_SEALS)", memfd.raw);
+    return fail(EINVAL, "fd {} is not a memfd", memfd.raw);
+  }
+  struct stat st{};
+  if (::fstat(memfd.raw, &st) != 0) return sys_fail("fstat(fd {})", memfd.raw);
+  const auto size = static_cast<std::uint64_t>(st.st_size);
+  HeaderConstants c{};
+  const ssize_t got = ::pread(memfd.raw, &c, sizeof c, 0);
+  if (got < 0) return sys_fail("pread(fd {}, header)", memfd.raw);
+  if (static_cast<std::size_t>(got) != sizeof c) return fail(EBADMSG, "header: the file has only {} bytes", size);
+  if (c.magic == __builtin_bswap64(kArenaMagic) && c.byte_order == __builtin_bswap32(kByteOrder))
+    return fail(EPROTO, "header: written in the other byte order");
+  if (c.magic != kArenaMagic) return fail(EBADMSG, "header: magic is {:#018x}, not {:#018x}", c.magic, kArenaMagic);
+  if (c.byte_order != kByteOrder) return fail(EBADMSG, "header: byte order mark is {:#010x}", c.byte_order);
+  if (c.format != kFormat) return fail(EPROTO, "header: format {}, this program reads format {}", c.format, kFormat);
+  if (c.checksum != checksum_of(c)) return fail(EBADMSG, "header: checksum is {:#x}, not {:#x}", c.checksum, checksum_of(c));
+  if (c.page_bytes != kPageBytes) return fail(EPROTO, "header: pages of {} bytes, here {}", c.page_bytes, kPageBytes);
+  // From here on a difference means that another program, with the same format number, wrote it.
+  const std::uint64_t heap = c.geometry.heap_bytes;
+  if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c.chunk_bytes != kChunkBytes || c.record_bytes != sizeof(Chunk) ||
+      c.header_bytes != sizeof(Header) || c.log_at != kLogAt || c.log_bytes != kLogBytes || c.geometry != geometry_of(heap))
+    return fail(EBADMSG, "header: sections are not where a heap of {} bytes has them", heap);
+  if (size != c.geometry.file_bytes)
+    return fail(EBADMSG, "header: the file should have {} bytes, it has {}", c.geometry.file_bytes, size);
+  return c;
+}
+
+bool may_roll_back(const Geometry& geometry, std::uint64_t at, std::uint64_t length) noexcept {
+  const auto in = [&](std::uint64_t begin, std::uint64_t bytes) {
+    return at >= begin && at - begin < bytes && length <= bytes - (at - begin);
+  };
+  return in(offsetof(Header, state), sizeof(HeaderState)) || in(geometry.table_at, geometry.table_bytes) ||
+         in(geometry.bitmap_at, geometry.bitmap_bytes) || in(geometry.heap_at, geometry.heap_bytes);
+}
+
+Result<> check_state(std::byte* base, const Geometry& geometry, FdRef memfd) {
+  const HeaderState& state = reinterpret_cast<const Header*>(base)->state;
+  // Chunks in use have records, and records have memory: bounds what a damaged count can make us read.
+  const std::uint64_t memory = LUO_TRY(memory_of(memfd));
+  if (state.frontier * (sizeof(Chunk) + kBitmapBytes) > memory)
+    return fail(EBADMSG, "header: {} chunks in use, but the file has only {} bytes of memory", state.frontier, memory);
+  UndoLog none;
+  const Heap heap{base, geometry, none, memfd};
+  LUO_TRY(heap.check_table());
+  for (unsigned slot = 0; slot < Arena::kRoots; ++slot)
+    if (state.roots[slot] != 0 && !heap.is_allocated(state.roots[slot], 1))
+      return fail(EBADMSG, "header: root {} is {:#x}, where no block is", slot, state.roots[slot]);
+  return {};
+}
+
+}  // namespace luo::kho

@@ -1,0 +1,26 @@
+// What is checked before an arena that another process left is used. Nothing here writes.
+#pragma once
+#include <string>
+
+#include "base/fd.h"
+#include "kho/format.h"
+
+namespace luo::kho {
+
+HeaderConstants constants_of(const Layout& layout, const Geometry& geometry) noexcept;
+
+/// "luod version 1"; bytes that are not printable are shown as hex.
+std::string to_string(const Layout& layout);
+
+/// Reads and checks the constant part: kind and size of the file, magic, byte order, format, checksum, page
+/// size, places of the sections. EINVAL, EBADMSG, EPROTO.
+Result<HeaderConstants> read_constants(FdRef memfd);
+
+/// Whether an entry of the undo log may name [at, at + length): all but the constants, the control page, the
+/// log itself and the backed bits.
+bool may_roll_back(const Geometry& geometry, std::uint64_t at, std::uint64_t length) noexcept;
+
+/// The changing part of the header and the chunk table, after a rollback. O(chunks in use). EBADMSG.
+Result<> check_state(std::byte* base, const Geometry& geometry, FdRef memfd);
+
+}  // namespace luo::kho

@@ -1,0 +1,159 @@
+// Whole chunks: the buddy allocator, growth, and the memory behind them.
+#include <algorithm>
+#include <bit>
+
+#include "base/log.h"
+#include "kho/heap.h"
+#include "kho/memfd.h"
+#include "kho/size_class.h"
+
+namespace luo::kho {
+namespace {
+
+constexpr std::uint32_t kMinStep = 32;   ///< chunks that get memory at once: 2 MiB ..
+constexpr std::uint32_t kMaxStep = 256;  ///< .. 16 MiB
+/// Neighbours are not joined when the log has less left: a commit must never run out of it.
+constexpr std::uint64_t kJoinRoom = 64 << 10;
+
+std::uint64_t page_end(std::uint64_t at) noexcept { return (at + kPageBytes - 1) & ~(kPageBytes - 1); }
+
+/// Memory for records [from, to) of a section; the page that holds the end of those before has it already.
+Result<> give_records(FdRef fd, std::uint64_t section, std::uint64_t from, std::uint64_t to) {
+  const std::uint64_t begin = page_end(section + from), end = page_end(section + to);
+  if (begin == end) return {};
+  return give_memory(fd, begin, end - begin);
+}
+
+}  // namespace
+
+Result<std::uint32_t> Heap::take_chunks(unsigned order, std::uint32_t units) {
+  const auto find = [&] {
+    unsigned found = order;
+    while (found < kOrders && state_->order_head[found] == 0) ++found;
+    return found;
+  };
+  unsigned found = find();
+  while (found == kOrders) {
+    if (auto grown = grow(order); !grown) {
+      if (grown.error().code != ENOMEM || !reclaim_empty()) return std::unexpected(std::move(grown).error());
+    }
+    found = find();
+  }
+  const std::uint32_t index = state_->order_head[found] - 1;
+  LUO_CHECK(index < state_->frontier && table_[index].state == ChunkState::Free && table_[index].order == found);
+  LUO_TRY(back(index, units, std::uint32_t{1} << found));
+  unlink(state_->order_head[found], index);
+  while (found > order) {
+    --found;
+    push_free(index + (std::uint32_t{1} << found), found);
+  }
+  return index;
+}
+
+Result<> Heap::grow(unsigned order) {
+  const std::uint32_t from = state_->frontier;
+  // Doubling, within the step's bounds: few calls while it is large, little taken while it is small.
+  const auto step = static_cast<unsigned>(std::bit_width(std::clamp(from / 8, kMinStep, kMaxStep))) - 1;
+  const unsigned want = std::max(order, step);
+  // A piece is as large as the alignment of its place allows, so that after at most 28 pieces, joined with
+  // what is free before them, there is a block of the order asked for.
+  std::uint32_t to = from;
+  while (true) {
+    unsigned piece = std::min(want, to == 0 ? kOrders - 1 : static_cast<unsigned>(std::countr_zero(to)));
+    while (piece > 0 && to + (std::uint64_t{1} << piece) > geometry_.chunks) --piece;
+    if (to + (std::uint64_t{1} << piece) > geometry_.chunks)
+      return fail(ENOMEM, "no {} chunks in a row are left of {}", std::uint64_t{1} << order, geometry_.chunks);
+    const std::uint32_t end = to + (std::uint32_t{1} << piece);
+    LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.backed_at, to / 64 * 8, end / 64 * 8 + 8));
+    LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.table_at, to * sizeof(Chunk), end * sizeof(Chunk)));
+    LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.bitmap_at, to * kBitmapBytes, end * kBitmapBytes));
+    set(state_->frontier, end);
+    free_chunks(to, piece);
+    to = end;
+    for (unsigned found = order; found < kOrders; ++found)
+      if (state_->order_head[found] != 0) return {};
+  }
+}
+
+Result<> Heap::back(std::uint32_t first, std::uint32_t units, std::uint32_t available) {
+  const auto all_backed = [&](std::uint32_t n) {
+    for (std::uint32_t i = first; i < first + n; ++i)
+      if (!backed(i)) return false;
+    return true;
+  };
+  if (all_backed(units)) return {};
+  const auto half = static_cast<std::uint32_t>(std::min<std::uint64_t>(backed_chunks_ / 8, kMaxStep));
+  const std::uint32_t step = std::min(std::bit_floor(std::max(half, kMinStep)), available);
+  std::uint32_t give = std::max(units, step);
+  auto given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
+  if (!given && give > units) {
+    give = units;
+    given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
+  }
+  if (!given) return std::unexpected(Error{ENOMEM, std::move(given).error().what});
+  for (std::uint32_t i = first; i < first + give; ++i) {
+    if (backed(i)) continue;
+    backed_[i / 64] |= std::uint64_t{1} << (i % 64);
+    ++backed_chunks_;
+  }
+  return {};
+}
+
+bool Heap::reclaim_empty() noexcept {
+  bool any = false;
+  for (unsigned c = 0; c < kClasses; ++c) {
+    const std::uint32_t head = state_->class_head[c];
+    if (head == 0 || table_[head - 1].used != 0) continue;
+    unlink(state_->class_head[c], head - 1);
+    free_chunks(head - 1, 0);
+    any = true;
+  }
+  return any;
+}
+
+void Heap::push_free(std::uint32_t index, unsigned order) noexcept {
+  Chunk& chunk = table_[index];
+  log_->save(offset(chunk), sizeof chunk);
+  chunk = Chunk{.state = ChunkState::Free, .order = static_cast<std::uint8_t>(order), .size_class = 0, .zero = 0,
+                .used = 0, .open_words = 0, .previous = 0, .next = 0, .zero2 = 0};
+  link(state_->order_head[order], index);
+}
+
+void Heap::free_chunks(std::uint32_t index, unsigned order) noexcept {
+  const auto clear = [&](std::uint32_t at) {
+    log_->save(offset(table_[at]), sizeof(Chunk));
+    table_[at] = Chunk{};
+  };
+  std::uint32_t first = index;
+  while (order + 1 < kOrders && log_->room() > kJoinRoom) {
+    const std::uint32_t buddy = first ^ (std::uint32_t{1} << order);
+    if (std::uint64_t{buddy} + (std::uint64_t{1} << order) > state_->frontier) break;
+    if (table_[buddy].state != ChunkState::Free || table_[buddy].order != order) break;
+    unlink(state_->order_head[order], buddy);
+    clear(buddy);
+    first = std::min(first, buddy);
+    ++order;
+  }
+  if (first != index) clear(index);
+  push_free(first, order);
+}
+
+void Heap::punch(Hole hole) noexcept {
+  // The bits first: a chunk without its bit is given memory again before it is used.
+  for (std::uint32_t i = hole.first; i < hole.first + hole.count; ++i) {
+    if (!backed(i)) continue;
+    backed_[i / 64] &= ~(std::uint64_t{1} << (i % 64));
+    --backed_chunks_;
+  }
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  if (auto taken = take_memory(FdRef::borrow(fd_), address(hole.first), hole.count * kChunkBytes); !taken)
+    log(Level::Warning, "arena: memory of a released block stays: {}", taken.error());
+}
+
+void Heap::count_backed() noexcept {
+  backed_chunks_ = 0;
+  for (std::uint64_t w = 0; w * 64 < state_->frontier; ++w)
+    backed_chunks_ += static_cast<std::uint64_t>(std::popcount(backed_[w]));
+}
+
+}  // namespace luo::kho
