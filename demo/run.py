@@ -200,12 +200,13 @@ class Demo:
             restarts.append((start, end))
         time.sleep(0.5)
         lines = watch.finish()
+        self.redis_ended = stages.monotonic_ns()
         self.progress.step("redis-server restarted")
         outages = [(line["outage_from_ns"], line["outage_to_ns"]) for line in lines if "outage_from_ns" in line]
         # Outages that touch one restart (refused, then loading) are one pause.
         pauses = []
         for start, end in restarts:
-            own = [o for o in outages if o[0] <= end + 1_000_000_000 and o[1] >= start]
+            own = [o for o in outages if start < o[1] <= end + 250_000_000]
             if own:
                 pauses.append((min(o[0] for o in own), max(o[1] for o in own)))
         if len(pauses) < len(restarts):

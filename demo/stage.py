@@ -263,7 +263,7 @@ class Benchmark:
         self.stage, self.name = stage, name
         self.command = [stage.program("redis-benchmark"), "-h", "127.0.0.1", "-p", str(port), "-c", str(connections),
                         "-P", str(pipeline), "-n", str(requests), "-r", "100000", "-d", "100", "-t", "set,get,incr",
-                        "-e", "--csv"]
+                        "--csv"]
         self.requests, self.tests = requests, 3
         self.complaints, self.rates, self.completed = [], {}, 0
         self.stopping = threading.Event()
