@@ -1,0 +1,89 @@
+#include "client/instance.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+using luo::Error;
+using luo::Fd;
+using luo::Result;
+using luo::client::Answer;
+using luo::client::SessionRef;
+namespace wire = luo::wire;
+
+luo_connection::luo_connection(Fd kernel_device) : owner{getpid()}, successor{false}, device{std::move(kernel_device)} {}
+
+luo_connection::luo_connection(luo::client::Connection to_luod, bool is_successor)
+    : owner{getpid()}, successor{is_successor}, connection{std::move(to_luod)} {}
+
+Result<Answer> luo_connection::ask(wire::Builder& message) {
+  Answer answer = LUO_TRY(connection->call(message));
+  if (answer.header.error != 0) return std::unexpected(Error{answer.header.error, ""});
+  return answer;
+}
+
+Result<SessionRef> luo_connection::look_at(int session) const {
+  struct stat info;
+  if (fstat(session, &info) != 0) return luo::sys_fail("fstat(session fd {})", session);
+  if (is_kernel() || !S_ISFIFO(info.st_mode)) return SessionRef{.in_kernel = true};
+  return SessionRef{.in_kernel = false, .inode = info.st_ino, .device = info.st_dev};
+}
+
+Result<std::uint64_t> luo_connection::present(int session, const SessionRef& ref) {
+  sessions_.erase(session);
+  const int flags = fcntl(session, F_GETFL);
+  if (flags < 0 || (flags & O_PATH) != 0) return luo::fail(EBADF, "session fd {} is O_PATH", session);
+  wire::Builder message;
+  message.start(wire::Command::Present, 0, 0).arg(wire::PlainArg{}).add_fd(session);
+  const auto answer = ask(message);
+  if (!answer) {
+    // luod says "no session of mine" with EBADF; an ioctl on such a descriptor says ENOTTY.
+    if (answer.error().code == EBADF && answer.error().what.empty()) return std::unexpected(Error{ENOTTY, ""});
+    return std::unexpected(answer.error());
+  }
+  const std::uint64_t handle = answer->header.session;
+  sessions_[session] = {ref.inode, ref.device, handle, {}};
+  return handle;
+}
+
+Result<Answer> luo_connection::ask_about(int session, wire::Builder& message) {
+  const SessionRef ref = LUO_TRY(look_at(session));
+  if (ref.in_kernel) return std::unexpected(Error{ENOTTY, ""});
+  const auto known = sessions_.find(session);
+  const bool from_memory =
+      known != sessions_.end() && known->second.inode == ref.inode && known->second.device == ref.device;
+  const std::uint64_t handle = from_memory ? known->second.handle : LUO_TRY(present(session, ref));
+  auto answer = ask(message.set_session(handle));
+  // EBADF with an empty `what` comes from luod. Either it does not know the handle (any more), or it
+  // reports what we said of an argument; only if the handle changes was it the former.
+  if (answer || answer.error().code != EBADF || !answer.error().what.empty() || !from_memory) return answer;
+  const std::string name = known->second.name;
+  const std::uint64_t anew = LUO_TRY(present(session, ref));
+  sessions_[session].name = name;
+  if (anew == handle) return answer;
+  return ask(message.set_session(anew));
+}
+
+Result<Fd> luo_connection::receive_session(Answer answer, std::string_view name) {
+  // Without ACCEPT luod takes the session back as soon as the descriptor that got lost is gone.
+  if (answer.fds_missing) return luo::fail(EMFILE, "no free descriptor number for the session");
+  struct stat info;
+  if (answer.fds.size() != 1 || fstat(answer.fds[0].raw(), &info) != 0 || !S_ISFIFO(info.st_mode))
+    return luo::fail(EPROTO, "luod sent {} descriptors, none of them a session", answer.fds.size());
+  Fd session = std::move(answer.fds[0]);
+  const std::uint64_t handle = answer.header.session;
+  wire::Builder message;
+  message.start(wire::Command::Accept, 0, handle).arg(wire::PlainArg{});
+  LUO_TRY_DURING("accept the session", ask(message));
+  sessions_[session.raw()] = {info.st_ino, info.st_dev, handle, std::string{name}};
+  return session;
+}
+
+std::string luo_connection::describe(int session) const {
+  const auto known = sessions_.find(session);
+  struct stat info;
+  if (known != sessions_.end() && !known->second.name.empty() && fstat(session, &info) == 0 &&
+      known->second.inode == info.st_ino && known->second.device == info.st_dev)
+    return fmt::format("session '{}'", known->second.name);
+  return fmt::format("session fd {}", session);
+}
