@@ -84,9 +84,7 @@ Result<Arena> Arena::open(Fd memfd, const Layout& expected) {
       LUO_TRY(check_state(trial.at(), geometry, memfd));
     }
     log.roll_back_to(0);
-    auto impl = std::make_unique<Impl>(std::move(memfd), std::move(mapping), geometry);
-    impl->heap.count_backed();
-    return Arena{std::move(impl)};
+    return Arena{std::make_unique<Impl>(std::move(memfd), std::move(mapping), geometry)};
   };
   return LUO_TRY_DURING("open arena", take_over());
 }

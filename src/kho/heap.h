@@ -39,14 +39,12 @@ class Heap {
   bool is_allocated(std::uint64_t at, std::uint64_t bytes) const noexcept;
   bool is_block_start(std::uint64_t at) const noexcept;
   std::size_t usable_size(std::uint64_t at) const noexcept;  ///< 0: no block starts there
-  std::uint64_t backed_bytes() const noexcept { return backed_chunks_ * kChunkBytes; }
+  std::uint64_t backed_bytes() const noexcept;
 
   /// The table and the lists: every record's fields, the tiling, every link in both directions. O(chunks).
   Result<> check_table() const;
   /// Also every bitmap. O(heap).
   Result<> check_blocks() const;
-  /// Counts what check_table has found sound.
-  void count_backed() noexcept;
 
  private:
   struct Place {  // of an address: the block that it lies in
@@ -93,7 +91,6 @@ class Heap {
   std::uint64_t* backed_ = nullptr;
   UndoLog* log_ = nullptr;
   int fd_ = -1;
-  std::uint64_t backed_chunks_ = 0;
 };
 
 }  // namespace luo::kho

@@ -15,6 +15,11 @@ constexpr std::uint32_t kMaxStep = 256;  ///< .. 16 MiB
 /// Neighbours are not joined when the log has less left: a commit must never run out of it.
 constexpr std::uint64_t kJoinRoom = 64 << 10;
 
+/// Doubling, within bounds: few calls while the heap is large, little taken while it is small.
+std::uint32_t step_at(std::uint32_t frontier) noexcept {
+  return std::bit_floor(std::clamp(frontier / 8, kMinStep, kMaxStep));
+}
+
 std::uint64_t page_end(std::uint64_t at) noexcept { return (at + kPageBytes - 1) & ~(kPageBytes - 1); }
 
 /// Memory for records [from, to) of a section; the page that holds the end of those before has it already.
@@ -52,9 +57,7 @@ Result<std::uint32_t> Heap::take_chunks(unsigned order, std::uint32_t units) {
 
 Result<> Heap::grow(unsigned order) {
   const std::uint32_t from = state_->frontier;
-  // Doubling, within the step's bounds: few calls while it is large, little taken while it is small.
-  const auto step = static_cast<unsigned>(std::bit_width(std::clamp(from / 8, kMinStep, kMaxStep))) - 1;
-  const unsigned want = std::max(order, step);
+  const unsigned want = std::max(order, static_cast<unsigned>(std::countr_zero(step_at(from))));
   // A piece is as large as the alignment of its place allows, so that after at most 28 pieces, joined with
   // what is free before them, there is a block of the order asked for.
   std::uint32_t to = from;
@@ -82,8 +85,7 @@ Result<> Heap::back(std::uint32_t first, std::uint32_t units, std::uint32_t avai
     return true;
   };
   if (all_backed(units)) return {};
-  const auto half = static_cast<std::uint32_t>(std::min<std::uint64_t>(backed_chunks_ / 8, kMaxStep));
-  const std::uint32_t step = std::min(std::bit_floor(std::max(half, kMinStep)), available);
+  const std::uint32_t step = std::min(step_at(state_->frontier), available);
   std::uint32_t give = std::max(units, step);
   auto given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
   if (!given && give > units) {
@@ -91,11 +93,8 @@ Result<> Heap::back(std::uint32_t first, std::uint32_t units, std::uint32_t avai
     given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
   }
   if (!given) return std::unexpected(Error{ENOMEM, std::move(given).error().what});
-  for (std::uint32_t i = first; i < first + give; ++i) {
-    if (backed(i)) continue;
+  for (std::uint32_t i = first; i < first + give; ++i)
     backed_[i / 64] |= std::uint64_t{1} << (i % 64);
-    ++backed_chunks_;
-  }
   return {};
 }
 
@@ -140,20 +139,21 @@ void Heap::free_chunks(std::uint32_t index, unsigned order) noexcept {
 
 void Heap::punch(Hole hole) noexcept {
   // The bits first: a chunk without its bit is given memory again before it is used.
-  for (std::uint32_t i = hole.first; i < hole.first + hole.count; ++i) {
-    if (!backed(i)) continue;
+  for (std::uint32_t i = hole.first; i < hole.first + hole.count; ++i)
     backed_[i / 64] &= ~(std::uint64_t{1} << (i % 64));
-    --backed_chunks_;
-  }
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (auto taken = take_memory(FdRef::borrow(fd_), address(hole.first), hole.count * kChunkBytes); !taken)
     log(Level::Warning, "arena: memory of a released block stays: {}", taken.error());
 }
 
-void Heap::count_backed() noexcept {
-  backed_chunks_ = 0;
-  for (std::uint64_t w = 0; w * 64 < state_->frontier; ++w)
-    backed_chunks_ += static_cast<std::uint64_t>(std::popcount(backed_[w]));
+std::uint64_t Heap::backed_bytes() const noexcept {
+  std::uint64_t chunks = 0;
+  for (std::uint32_t w = 0; w * 64 < state_->frontier; ++w) {
+    const std::uint32_t here = state_->frontier - w * 64;  // growth that was taken back leaves bits behind the frontier
+    const std::uint64_t valid = here >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << here) - 1;
+    chunks += static_cast<std::uint64_t>(std::popcount(backed_[w] & valid));
+  }
+  return chunks * kChunkBytes;
 }
 
 }  // namespace luo::kho
