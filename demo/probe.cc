@@ -3,6 +3,7 @@
 #include <luo/luo.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -110,6 +111,10 @@ luo::Result<> run(const Options& options) {
 
 int main(int argc, char** argv) {
   using namespace demo;
+  rlimit files{};
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;  // a descriptor for each session
+  setrlimit(RLIMIT_NOFILE, &files);
   Options options;
   CLI::App app{"A client of luod that records how long each answer takes, until SIGTERM.", "luo-probe"};
   app.add_option("--socket", options.socket, "of luod (default: as for all programs)");
