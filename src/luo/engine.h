@@ -31,6 +31,11 @@ class Change {
   ~Change() = default;
   /// Closes `fd` after the commit (its number is no longer named by the arena then).
   void close_later(int fd) { close_.push_back(fd); }
+  /// For the engine: what is to be done once the step is committed, in transactions of its own.
+  void after_commit(void (*run)(void*), void* context) noexcept {
+    after_ = run;
+    context_ = context;
+  }
   void commit() noexcept;
 
   struct Mark {
@@ -44,6 +49,8 @@ class Change {
 
  private:
   std::vector<int> close_;
+  void (*after_)(void*) = nullptr;
+  void* context_ = nullptr;
 };
 
 /// All there are; what may follow what stands in kEdges (lifecycle.h).
@@ -200,6 +207,7 @@ class Engine {
   Result<> check() const;  ///< all invariants, O(n), for tests and `luod --check`
 
  private:
+  friend class Checker;
   struct Impl;
   explicit Engine(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;

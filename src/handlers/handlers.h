@@ -1,0 +1,22 @@
+// The handlers that luod has, and the choice among them.
+#pragma once
+#include <memory>
+#include <string_view>
+
+#include "luo/handler.h"
+
+namespace luo {
+
+/// Owns the chosen handlers; must outlive the engine that uses them.
+class HandlerSet {
+ public:
+  virtual ~HandlerSet() = default;
+  virtual const HandlerRegistry& registry() const noexcept = 0;
+};
+
+/// `list`: "all", or names separated by commas: memfd, socket, eventfd, pipe ("memfd" alone is the kernel's
+/// set). A file goes to the first in the order of the list that can preserve it. Errors: EINVAL, naming
+/// those that are known.
+Result<std::unique_ptr<HandlerSet>> make_handlers(std::string_view list);
+
+}  // namespace luo

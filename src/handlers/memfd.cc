@@ -1,0 +1,66 @@
+#include "handlers/memfd.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+namespace luo::handlers {
+namespace {
+
+constexpr std::uint64_t kKnownSeals = 0x3f;  // F_SEAL_SEAL .. F_SEAL_EXEC
+constexpr std::uint64_t kMaxPages = 0xffffffff;
+
+Result<std::uint64_t> seals_of(int fd) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0) return sys_fail("fcntl(fd {}, F_GET_SEALS)", fd);
+  const auto bits = static_cast<std::uint64_t>(seals);
+  if ((bits & ~kKnownSeals) != 0) return fail(EOPNOTSUPP, "the memfd has seals {:#x}, of which {:#x} are not known", bits, bits & ~kKnownSeals);
+  return bits;
+}
+
+}  // namespace
+
+MemfdHandler::MemfdHandler() {
+  const Fd probe = Fd::adopt(memfd_create("luo-probe", MFD_CLOEXEC));
+  struct stat st {};
+  if (probe.valid() && fstat(probe.raw(), &st) == 0) memfd_device_ = st.st_dev;
+}
+
+bool MemfdHandler::can_preserve(const FileInfo& file) const noexcept {
+  if (!S_ISREG(file.st.st_mode) || file.st.st_nlink != 0) return false;
+  if (memfd_device_ != 0 && file.st.st_dev == memfd_device_) return true;
+  // Device numbers of other mounts come and go, so they are not remembered.
+  struct statfs fs {};
+  return fstatfs(file.fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+}
+
+Result<HandlerData> MemfdHandler::preserve(const FileInfo& file, SessionId, Token) {
+  const std::uint64_t seals = LUO_TRY(seals_of(file.fd));
+  static const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  const auto size = static_cast<std::uint64_t>(file.st.st_size);
+  if (size / page + (size % page != 0 ? 1 : 0) > kMaxPages)
+    return fail(EFBIG, "the memfd has {} bytes, more than {} pages", size, kMaxPages);
+  return HandlerData{file.st.st_ino, file.st.st_dev, seals, 0};
+}
+
+Result<HandlerData> MemfdHandler::freeze(const KeptFile& file) {
+  HandlerData data = file.data;
+  data[2] = LUO_TRY(seals_of(file.fd));
+  return data;
+}
+
+Result<> MemfdHandler::retrieve(const KeptFile& file) {
+  struct stat st {};
+  if (fstat(file.fd, &st) != 0) return sys_fail("fstat(fd {})", file.fd);
+  if (st.st_ino != file.data[0] || st.st_dev != file.data[1])
+    return fail(ESTALE, "fd {} is inode {} on device {:#x}, preserved was inode {} on {:#x}", file.fd, st.st_ino,
+                st.st_dev, file.data[0], file.data[1]);
+  const std::uint64_t seals = LUO_TRY(seals_of(file.fd));
+  if ((seals & file.data[2]) != file.data[2])
+    return fail(EIO, "the memfd has seals {:#x}, preserved were {:#x}", seals, file.data[2]);
+  return {};
+}
+
+}  // namespace luo::handlers

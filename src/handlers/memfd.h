@@ -1,0 +1,27 @@
+// Shared memory files without a name, by the kernel's rule (Linux 7.3, memfd_luo.c): shmem memfds,
+// O_TMPFILE and unlinked files of a tmpfs. Not: hugetlb memfds, files that have a link.
+#pragma once
+#include "luo/handler.h"
+
+namespace luo::handlers {
+
+/// data: inode, device, seals, 0
+class MemfdHandler final : public Handler {
+ public:
+  MemfdHandler();
+  std::string_view name() const noexcept override { return "memfd-v1"; }
+  bool can_preserve(const FileInfo& file) const noexcept override;
+  /// Errors: EOPNOTSUPP a seal that is not known; EFBIG above 2^32-1 pages.
+  Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) override;
+  void unpreserve(const KeptFile&) noexcept override {}
+  /// Reads the seals again: some may have come since.
+  Result<HandlerData> freeze(const KeptFile& file) override;
+  /// Errors: ESTALE another file, EIO seals are missing.
+  Result<> retrieve(const KeptFile& file) override;
+  void finish(const KeptFile&, bool) noexcept override {}
+
+ private:
+  dev_t memfd_device_ = 0;  ///< of all shmem memfds: spares them an fstatfs
+};
+
+}  // namespace luo::handlers

@@ -1,0 +1,42 @@
+// Everything that the engine relies on in its records, checked by bounds, links and counts: each record
+// that a list names must be found in the tables under its own key, and the tables have as many entries as
+// there are such records; so what a table names is a record of ours. O(n), no system call per file.
+#pragma once
+#include <unordered_map>
+
+#include "luo/engine_impl.h"
+
+namespace luo {
+
+class Checker {
+ public:
+  /// `ask_kernel`: also whether each file's descriptor is open and each tree in kcmp(2) order.
+  Checker(const Engine::Impl& engine, bool ask_kernel);
+  /// Errors: EBADMSG (what and where); ENOTSUP (a file's handler is not registered).
+  Result<> run();
+
+ private:
+  enum class Where { Outgoing, Incoming, Dropped, Doomed };
+  Result<> tables() const;
+  Result<> list(const ListRecord<SessionRecord>& sessions, Where where);
+  Result<> doomed();
+  Result<> session(Ref<SessionRecord> ref, Where where);
+  Result<> holder(Ref<SessionRecord> ref, const HolderRecord& holder);
+  Result<> files(Ref<SessionRecord> ref);
+  Result<> file(Ref<FileRecord> ref);
+  Result<> tree(Ref<TreeRecord> ref, std::uint64_t files);
+  Result<> counts() const;
+  Result<> descriptor(std::int32_t fd, std::uint64_t where);
+
+  const Engine::Impl& engine_;
+  const kho::Arena& arena_;
+  RootRecord& root_;
+  bool ask_kernel_;
+  std::uint64_t blocks_;                   ///< no list is longer than there are blocks
+  std::vector<bool> fds_;                  ///< which numbers are named already
+  std::unordered_map<std::uint64_t, std::uint64_t> trees_;  ///< files that name it
+  std::uint64_t sessions_ = 0, inodes_ = 0, files_ = 0, plain_ = 0, frozen_ = 0, marked_doomed_ = 0, listed_doomed_ = 0;
+  std::uint64_t live_files_[2] = {0, 0};  ///< outgoing, incoming
+};
+
+}  // namespace luo

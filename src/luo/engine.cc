@@ -1,0 +1,86 @@
+// Opening: a fresh arena gets the tables, one that was left is checked and taken over.
+#include "luo/engine.h"
+
+#include <algorithm>
+
+#include "luo/check.h"
+#include "luo/engine_impl.h"
+
+namespace luo {
+
+Engine::Engine(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
+Engine::Engine(Engine&&) noexcept = default;
+Engine::~Engine() = default;
+
+Result<Engine> Engine::open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed) {
+  if (!is_closed) is_closed = [](int) { return false; };
+  auto impl = std::make_unique<Impl>(arena, handlers, std::move(is_closed));
+  if (arena.root(0) == PhysAddr{})
+    LUO_TRY_DURING("make the engine's tables", impl->make_root());
+  else
+    LUO_TRY_DURING("open the engine", impl->take_over());
+  return Engine{std::move(impl)};
+}
+
+Result<> Engine::check() const {
+  auto result = Checker{*impl_, true}.run();
+  if (!result) return std::unexpected(std::move(result).error().during("check the engine"));
+  return {};
+}
+
+Result<> Engine::Impl::make_root() {
+  Change change{arena};
+  const Ref<RootRecord> ref = LUO_TRY(change.tx.make<RootRecord>());
+  root = at(ref);
+  root->magic = kRootMagic;
+  root->next_session = 1;
+  root->key = random_hash_key();
+  root->handlers = LUO_TRY(change.tx.make<HandlersRecord>());
+  at(root->handlers)->magic = kHandlersMagic;
+  LUO_TRY(name_handlers(change.tx));
+  change.tx.set_root(0, PhysAddr{ref.at});
+  change.commit();
+  return {};
+}
+
+Result<> Engine::Impl::take_over() {
+  const Ref<RootRecord> ref{arena.root(0).raw()};
+  root = arena.checked(ref);
+  if (root == nullptr || root->magic != kRootMagic) return fail(EBADMSG, "no root record at {:#x}", ref.at);
+  const HandlersRecord* names = arena.checked(root->handlers);
+  if (names == nullptr || names->magic != kHandlersMagic || names->count > kMaxHandlers)
+    return fail(EBADMSG, "no list of handlers at {:#x}", root->handlers.at);
+  for (std::uint64_t i = 0; i < names->count; ++i) {
+    const std::string_view name{names->name[i], strnlen(names->name[i], sizeof names->name[i])};
+    if (name.empty() || name.size() == sizeof names->name[i])
+      return fail(EBADMSG, "handler {} at {:#x} has no name", i, root->handlers.at);
+    Handler* handler = registry.find(name);
+    if (handler != nullptr && std::ranges::find(handlers, handler) != handlers.end())
+      return fail(EBADMSG, "handler {} at {:#x} is named twice", name, root->handlers.at);
+    handlers.push_back(handler);
+  }
+  LUO_TRY((Checker{*this, false}.run()));
+  Change change{arena};
+  LUO_TRY(name_handlers(change.tx));
+  change.commit();
+  sweep();
+  return {};
+}
+
+/// Gives each registered handler its index.
+Result<> Engine::Impl::name_handlers(kho::Tx& tx) {
+  HandlersRecord& names = *at(root->handlers);
+  for (Handler* handler : registry.all()) {
+    if (std::ranges::find(handlers, handler) != handlers.end()) continue;
+    if (names.count == kMaxHandlers) return fail(ENOSPC, "the arena knows {} handlers already", kMaxHandlers);
+    char* name = names.name[names.count];
+    tx.save(name, sizeof names.name[0]);
+    std::fill_n(name, sizeof names.name[0], '\0');
+    handler->name().copy(name, sizeof names.name[0] - 1);
+    tx.set(names.count, names.count + 1);
+    handlers.push_back(handler);
+  }
+  return {};
+}
+
+}  // namespace luo

@@ -1,0 +1,140 @@
+// What is behind Engine: used by its .cc files only.
+#pragma once
+#include <array>
+
+#include "luo/engine.h"
+#include "luo/identity.h"
+#include "luo/lifecycle.h"
+#include "luo/list.h"
+#include "luo/records.h"
+#include "luo/table.h"
+
+namespace luo {
+
+/// Takes the Change back to where it was, unless kept.
+class Step {
+ public:
+  explicit Step(Change& change) noexcept : change_{&change}, mark_{change.mark()} {}
+  Step(const Step&) = delete;
+  Step& operator=(const Step&) = delete;
+  ~Step() {
+    if (change_ != nullptr) change_->back_to(mark_);
+  }
+  void keep() noexcept { change_ = nullptr; }
+
+ private:
+  Change* change_;
+  Change::Mark mark_;
+};
+
+/// A session's name for people: what is not printable as \xNN.
+std::string shown(std::string_view name);
+
+enum class Side { Outgoing, Incoming, Dropped };
+/// What becomes of a session's files.
+enum class Ending { Unpreserve, Finish };
+
+struct Engine::Impl {
+  Impl(kho::Arena& a, const HandlerRegistry& r, IsClosed c) : arena{a}, registry{r}, is_closed{std::move(c)} {}
+
+  kho::Arena& arena;
+  const HandlerRegistry& registry;
+  IsClosed is_closed;
+  RootRecord* root = nullptr;
+  std::vector<Handler*> handlers;  ///< by index in HandlersRecord; nullptr: not registered now
+
+  // --- opening (engine.cc)
+  Result<> make_root();
+  Result<> take_over();
+  Result<> name_handlers(kho::Tx& tx);
+
+  // --- records
+  template <class T>
+  T* at(Ref<T> ref) const noexcept {
+    return arena.get(ref);
+  }
+  Table table(TableRecord& record) const noexcept { return {arena, record}; }
+  Identities identities() const noexcept { return {arena, *root}; }
+  template <class Key>
+  std::uint64_t hash(const Key& key) const noexcept {
+    return siphash13(root->key, std::as_bytes(std::span{&key, 1}));
+  }
+  std::uint64_t hash_name(std::string_view name) const noexcept {
+    return siphash13(root->key, std::as_bytes(std::span{name.data(), name.size()}));
+  }
+  std::uint64_t hash_token(const SessionRecord& session, std::uint64_t token) const noexcept {
+    return hash(std::array<std::uint64_t, 2>{session.id, token});
+  }
+
+  // --- sessions (sessions.cc)
+  Side side_of(const SessionRecord& session) const noexcept;
+  SideRecord& side(const SessionRecord& session) const noexcept;  ///< not of a dropped one
+  SessionState state_of(const SessionRecord& session) const noexcept;
+  bool is_dead(const SessionRecord& session) const noexcept;  ///< its files are nobody's any more
+  static std::string_view name_of(const SessionRecord& session) noexcept;
+  SessionRecord* find(SessionId id) const noexcept;
+  Result<SessionRecord*> need(SessionId id, std::string_view what) const;
+  SessionRecord* find_name(SideRecord& side, std::string_view name) const noexcept;
+  bool holds(const SessionRecord& session, Role role) const noexcept;
+  SessionView view(const SessionRecord& session) const;
+
+  void move(kho::Tx& tx, SessionRecord& session, SessionEvent on) noexcept;
+  Result<> reserve_holder(kho::Tx& tx) { return table(root->inodes).reserve(tx); }
+  void set_holder(Change& change, SessionRecord& session, Role role, const Holder& holder, OwnerInfo owner) noexcept;
+  void clear_holder(Change& change, SessionRecord& session, Role role) noexcept;
+  /// Carries out the closes that nobody has noticed yet. True: something changed.
+  bool close_if_dead(Change& change, Ref<SessionRecord> session);
+  void holder_closed(Change& change, SessionRecord& session, Role role);
+  void abandon_successor(Change& change, SessionRecord& session);
+  void put_back(Change& change, SessionRecord& session) noexcept;
+  /// Takes the session and its files away.
+  void end(Change& change, SessionRecord& session, Ending ending);
+
+  using InTheWay = Ref<SessionRecord>;
+  Result<SessionId> create(Change& change, std::string_view name, const Holder& holder, OwnerInfo owner,
+                           std::uint64_t now_ms, InTheWay& in_the_way);
+  Result<SessionId> retrieve_session(Change& change, std::string_view name, const Holder& holder, OwnerInfo owner,
+                                     InTheWay& in_the_way);
+  Result<> renew(Change& change, SessionRecord& session, InTheWay& in_the_way);
+  void take_over_session(Change& change, SessionRecord& session) noexcept;
+  Result<> add_successor(Change& change, SessionRecord& session, const Holder& holder, OwnerInfo owner,
+                         InTheWay& in_the_way);
+
+  /// A negative answer that another session's holder causes is given only after asking whether that
+  /// holder still lives; if not, it is closed first and everything is tried once more.
+  template <class Try>
+  auto despite_the_dead(Change& change, Try&& attempt) {
+    InTheWay in_the_way;
+    auto result = attempt(in_the_way);
+    if (result || !in_the_way || !close_if_dead(change, in_the_way)) return result;
+    in_the_way = {};
+    return attempt(in_the_way);
+  }
+
+  // --- files (files.cc)
+  Handler& handler_of(const FileRecord& file) const noexcept { return *handlers[file.handler]; }
+  static KeptFile kept(const FileRecord& file) noexcept { return {file.fd, Token{file.token}, file.data}; }
+  FileRecord* find_file(const SessionRecord& session, std::uint64_t token) const noexcept;
+  std::uint64_t status_key(const SessionRecord& session) const noexcept;
+  int status(const SessionRecord& session, const FileRecord& file) const noexcept;
+  Result<> preserve(Change& change, SessionRecord& session, const PreserveRequest& request, InTheWay& in_the_way);
+  Result<std::uint32_t> index_of(const Handler& handler) const;
+  std::optional<Token> unfinishable(const SessionRecord& session) const noexcept;
+  void call_ending(const SessionRecord& session, Ending ending) noexcept;
+  /// Frees the records of the files, at once or, if they are many, in steps after the commit.
+  void bury_files(Change& change, SessionRecord& session) noexcept;
+  /// Takes at most `limit` files out, LIFO, and closes their descriptors with the commit.
+  void remove_files(Change& change, SessionRecord& session, std::uint64_t limit) noexcept;
+  void remove_file(Change& change, FileRecord& file) noexcept;
+
+  // --- updates (updates.cc)
+  std::optional<FreezeFailure> freeze(Change& change, SessionRecord& session);
+  void unfreeze(SessionRecord& session, Ref<FileRecord> until) noexcept;  ///< FIFO, up to but not including `until`
+  void cancel(Change& change, SessionRecord& session) noexcept;
+  void sweep();
+  bool sweep_doomed();
+  bool sweep_dropped();
+  bool sweep_holders();
+};
+
+}  // namespace luo

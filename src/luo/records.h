@@ -1,0 +1,131 @@
+// The engine's records in the arena: fixed width, no pointers, host byte order. A change here is a new
+// Engine::kLayout version.
+//
+//   root slot 0 → RootRecord ── outgoing: names, list of sessions
+//                            ├─ incoming: names, list of sessions
+//                            ├─ dropped:  list of sessions whose second crossing nobody claimed
+//                            ├─ doomed → session → ... whose files are to be swept
+//                            ├─ ids, inodes, tokens, identities, trees (hash tables)
+//                            └─ handlers (their names)
+//   session: list of its files.  tree: files of one inode, in kcmp(2) order
+#pragma once
+#include <cstdint>
+
+#include "base/hash.h"
+#include "kho/arena.h"
+#include "luo/handler.h"
+
+namespace luo {
+
+using kho::Ref;
+
+inline constexpr std::uint64_t kRootMagic = 0x746f6f722d6f756c;      // "luo-root"
+inline constexpr std::uint64_t kSessionMagic = 0x7373656d6f756c31;   // "1luomess"
+inline constexpr std::uint64_t kFileMagic = 0x656c69662d6f756c;      // "luo-file"
+inline constexpr std::uint64_t kTreeMagic = 0x656572742d6f756c;      // "luo-tree"
+inline constexpr std::uint64_t kHandlersMagic = 0x646e61682d6f756c;  // "luo-hand"
+
+/// A place in a doubly linked list.
+template <class T>
+struct Links {
+  Ref<T> prev, next;
+};
+template <class T>
+struct ListRecord {
+  Ref<T> first, last;
+  std::uint64_t count;
+};
+
+struct TableSlot {
+  std::uint64_t hash;
+  std::uint64_t ref;  ///< 0: empty
+};
+struct TableRecord {
+  Ref<TableSlot> slots;    ///< TableSlot[capacity]
+  std::uint64_t capacity;  ///< 0 or a power of two
+  std::uint64_t count;     ///< occupied, at most half of the capacity
+};
+
+struct SessionRecord;
+struct TreeRecord;
+
+struct FileRecord {
+  std::uint64_t magic;
+  std::uint64_t token;
+  Links<FileRecord> links;  ///< order of preservation
+  Ref<SessionRecord> session;
+  std::int32_t fd;             ///< luod's own
+  std::int32_t status;         ///< of retrieve, see FileView; holds only while status_of is current
+  std::uint64_t status_of;     ///< generation << 32 | epoch of the session in which it was tried
+  std::uint32_t handler;       ///< index in HandlersRecord
+  std::uint32_t indexed;       ///< 1: is in identities or in a tree
+  HandlerData data;
+  std::uint64_t group, object;  ///< Identity
+  Ref<TreeRecord> tree;         ///< kinds that are told apart by kcmp(2); else none
+  Ref<FileRecord> left, right, up;
+  std::uint64_t priority;  ///< in the tree (a treap)
+};
+
+/// The files of one (group, object), ordered by kcmp(2).
+struct TreeRecord {
+  std::uint64_t magic;
+  std::uint64_t group, object;
+  Ref<FileRecord> root;
+  std::uint64_t count;
+};
+
+struct HolderRecord {
+  std::int32_t write_fd, read_fd;  ///< -1: none
+  std::uint64_t inode;
+  std::uint64_t peer;
+  std::uint64_t generation;  ///< of the engine when it was given out; an older one's holder is gone
+  std::uint32_t accepted;
+  std::uint32_t uid;
+  std::int32_t pid;
+  std::uint32_t reserved;
+};
+
+struct SessionRecord {
+  std::uint64_t magic;
+  std::uint64_t id;
+  std::uint64_t generation;  ///< of the engine: this one outgoing, the one before incoming, older dropped
+  Links<SessionRecord> links;
+  Ref<SessionRecord> next_doomed;
+  std::uint32_t state;  ///< SessionState, or kGone. Of what has crossed: as it was before
+  std::uint32_t epoch;  ///< advances when earlier retrieves no longer count
+  std::uint32_t doomed;  ///< 1: in the list of those whose files are to be swept
+  std::uint32_t called;  ///< 1: its handlers have been told (unpreserve or finish)
+  ListRecord<FileRecord> files;
+  std::uint64_t created_ms;
+  HolderRecord holder[2];
+  char name[64];  ///< NUL-padded
+};
+
+struct SideRecord {
+  TableRecord names;
+  ListRecord<SessionRecord> sessions;
+  std::uint64_t files;
+};
+
+inline constexpr std::uint32_t kMaxHandlers = 64;
+struct HandlersRecord {
+  std::uint64_t magic;
+  std::uint64_t count;
+  char name[kMaxHandlers][48];  ///< NUL-padded
+};
+
+struct RootRecord {
+  std::uint64_t magic;
+  std::uint64_t generation;
+  std::uint64_t next_session;
+  HashKey key;
+  SideRecord outgoing, incoming;
+  ListRecord<SessionRecord> dropped;
+  Ref<SessionRecord> doomed;
+  std::uint64_t frozen;         ///< outgoing sessions in state Frozen
+  std::uint64_t stale_holders;  ///< 1: incoming sessions may still name descriptors of the side before
+  TableRecord ids, inodes, tokens, identities, trees;
+  Ref<HandlersRecord> handlers;
+};
+
+}  // namespace luo
