@@ -1,0 +1,345 @@
+#include "cache/custodian.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "base/log.h"
+#include "luo/luo.h"
+
+namespace luo::cache {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// New connections are preserved in batches: at most this much later, unless an update is coming.
+constexpr milliseconds kCollect{50};
+constexpr milliseconds kFirstRetry{100};
+constexpr milliseconds kLastRetry{5000};
+
+void signal_eventfd(const Fd& fd) noexcept {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = ::write(fd.raw(), &one, sizeof one);  // full is signalled as well
+}
+
+void clear_eventfd(const Fd& fd) noexcept {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const ssize_t n = ::read(fd.raw(), &count, sizeof count);
+}
+
+}  // namespace
+
+class Custodian::Worker {
+ public:
+  struct Job {
+    enum Kind { Preserve, GiveUp, Quiesced, Stop };
+    Kind kind;
+    int fd;
+    std::uint64_t token;
+  };
+
+  explicit Worker(Start start) : start_{std::move(start)} {
+    for (const KeptFile& file : start_.kept) files_[file.token] = {file.fd, true};
+  }
+  Result<> begin();
+  void end();
+
+  // Either thread.
+  void enqueue(Job job);
+  std::vector<Notice> take_notices();
+  const Fd& to_loop() const noexcept { return to_loop_; }
+
+ private:
+  struct File {
+    int fd;
+    bool preserved;
+  };
+
+  void run();
+  bool take_jobs();
+  void wait();
+  void carry_out();
+  void preserve_missing();
+  void unpreserve(std::uint64_t token);
+  void subscribe();
+  void dispatch();
+  void say_ready();
+  void lost(std::string_view during);
+  void connect_again();
+  void notify(Notice::Kind kind, std::string text = {});
+  // True unless luod is gone for good.
+  bool still_there(int result, std::string_view during) {
+    if (result != -ECONNRESET) return true;
+    lost(during);
+    return false;
+  }
+
+  static void on_prepare(void* context, const luo_update* update);
+  static void on_resumed(void* context, std::uint64_t id, const char* why);
+  static void on_handed_over(void* context, std::uint64_t id);
+
+  std::mutex mutex_;
+  std::vector<Job> queue_;       // guarded by mutex_
+  std::vector<Notice> notices_;  // guarded by mutex_
+  Fd to_worker_;
+  Fd to_loop_;
+  std::thread thread_;
+
+  // The thread's own.
+  Start start_;
+  std::unordered_map<std::uint64_t, File> files_;
+  std::vector<Job> jobs_;
+  Clock::time_point due_ = Clock::time_point::max();  // when jobs_ are carried out, or luod is tried again
+  milliseconds retry_ = kFirstRetry;
+  std::uint64_t update_ = 0;  // the one that is being prepared
+  bool preparing_ = false;
+  bool quiesced_ = false;     // the loop has stopped for it
+  bool missing_ = false;      // some of files_ are not preserved
+  bool stop_ = false;
+};
+
+Result<> Custodian::Worker::begin() {
+  to_worker_ = Fd::adopt(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  to_loop_ = Fd::adopt(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!to_worker_.valid() || !to_loop_.valid()) return sys_fail("eventfd");
+  sigset_t all, before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread{[this] { run(); }};
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return {};
+}
+
+void Custodian::Worker::end() {
+  enqueue({Job::Stop, -1, 0});
+  thread_.join();
+  for (const Job& job : queue_)
+    if (job.kind == Job::GiveUp) close_number(job.fd);
+  luo_close(start_.luod);
+}
+
+void Custodian::Worker::enqueue(Job job) {
+  bool first = false;
+  {
+    const std::lock_guard lock{mutex_};
+    first = queue_.empty();
+    queue_.push_back(job);
+  }
+  if (first || job.kind == Job::Quiesced || job.kind == Job::Stop) signal_eventfd(to_worker_);
+}
+
+std::vector<Notice> Custodian::Worker::take_notices() {
+  clear_eventfd(to_loop_);
+  const std::lock_guard lock{mutex_};
+  return std::exchange(notices_, {});
+}
+
+void Custodian::Worker::notify(Notice::Kind kind, std::string text) {
+  {
+    const std::lock_guard lock{mutex_};
+    notices_.push_back({kind, std::move(text)});
+  }
+  signal_eventfd(to_loop_);
+}
+
+void Custodian::Worker::run() {
+  subscribe();
+  missing_ = std::ranges::any_of(files_, [](const auto& file) { return !file.second.preserved; });
+  if (missing_) due_ = Clock::now();
+  while (!stop_) {
+    wait();
+    if (take_jobs() || Clock::now() >= due_) {
+      due_ = Clock::time_point::max();
+      if (start_.luod == nullptr) connect_again();
+      carry_out();
+    }
+    dispatch();
+  }
+}
+
+void Custodian::Worker::wait() {
+  pollfd files[2] = {{to_worker_.raw(), POLLIN, 0}, {start_.luod != nullptr ? luo_fd(start_.luod) : -1, POLLIN, 0}};
+  timespec timeout{};
+  const timespec* until = nullptr;
+  if (due_ != Clock::time_point::max()) {
+    const auto left = std::max(std::chrono::nanoseconds{0}, std::chrono::nanoseconds{due_ - Clock::now()});
+    timeout = {.tv_sec = left.count() / 1'000'000'000, .tv_nsec = left.count() % 1'000'000'000};
+    until = &timeout;
+  }
+  ::ppoll(files, 2, until, nullptr);
+}
+
+// Moves what has been queued to jobs_. True: it must be carried out at once.
+bool Custodian::Worker::take_jobs() {
+  clear_eventfd(to_worker_);
+  std::vector<Job> fresh;
+  {
+    const std::lock_guard lock{mutex_};
+    fresh.swap(queue_);
+  }
+  if (fresh.empty()) return false;
+  bool urgent = false;
+  for (const Job& job : fresh) {
+    if (job.kind == Job::Stop) stop_ = true;
+    if (job.kind == Job::Quiesced) urgent = quiesced_ = true;
+    jobs_.push_back(job);
+  }
+  due_ = std::min(due_, Clock::now() + kCollect);
+  return urgent || stop_;
+}
+
+// In order, except that files which come and go within one batch never reach luod.
+void Custodian::Worker::carry_out() {
+  std::vector<Job> jobs = std::exchange(jobs_, {});
+  std::vector<Job> leaving;
+  for (const Job& job : jobs) {
+    if (job.kind == Job::Preserve) {
+      files_[job.token] = {job.fd, false};
+      missing_ = true;
+    } else if (job.kind == Job::GiveUp) {
+      const auto file = files_.find(job.token);
+      if (file != files_.end() && file->second.preserved) leaving.push_back(job);
+      else close_number(job.fd);
+      if (file != files_.end()) files_.erase(file);
+    }
+  }
+  if (missing_) preserve_missing();
+  for (const Job& job : leaving) {
+    unpreserve(job.token);
+    close_number(job.fd);
+  }
+  if (quiesced_ && preparing_) say_ready();
+}
+
+void Custodian::Worker::preserve_missing() {
+  if (start_.luod == nullptr) return;
+  missing_ = false;
+  std::vector<int> fds;
+  std::vector<std::uint64_t> tokens;
+  for (const auto& [token, file] : files_) {
+    if (file.preserved) continue;
+    fds.push_back(file.fd);
+    tokens.push_back(token);
+  }
+  if (fds.empty()) return;
+  std::vector<int> errors(fds.size(), 0);
+  const int kept = luo_preserve_many(start_.luod, start_.session_fd.raw(), fds.data(), tokens.data(), errors.data(),
+                                     fds.size());
+  const std::string why = luo_last_error();
+  if (!still_there(kept, "preserve connections")) return;
+  std::size_t refused = 0;
+  for (std::size_t i = 0; i < fds.size(); ++i) {
+    files_[tokens[i]].preserved = errors[i] == 0 || errors[i] == EEXIST;
+    if (!files_[tokens[i]].preserved) ++refused;
+  }
+  if (refused == 0) return;
+  log(Level::Warning, "luod refused {} of {} files, which an update will close: {}", refused, fds.size(), why);
+  missing_ = true;  // tried again with the next batch
+}
+
+void Custodian::Worker::unpreserve(std::uint64_t token) {
+  if (start_.luod == nullptr) return;
+  const int result = luo_unpreserve_fd(start_.luod, start_.session_fd.raw(), token);
+  if (!still_there(result, "unpreserve a connection") || result == 0 || result == -ENOENT) return;
+  log(Level::Warning, "unpreserve token {}: {}", token, luo_last_error());
+}
+
+void Custodian::Worker::subscribe() {
+  const luo_update_callbacks callbacks{.prepare = on_prepare, .resumed = on_resumed, .handed_over = on_handed_over};
+  const int result = luo_on_update(start_.luod, &callbacks, this);
+  if (!still_there(result, "subscribe to updates") || result == 0) return;
+  log(Level::Error, "luod will not announce updates: {}", luo_last_error());
+}
+
+void Custodian::Worker::dispatch() {
+  if (start_.luod != nullptr) still_there(luo_dispatch(start_.luod), "listen to luod");
+}
+
+void Custodian::Worker::on_prepare(void* context, const luo_update* update) {
+  auto& self = *static_cast<Worker*>(context);
+  self.update_ = update->id;
+  self.preparing_ = true;
+  if (update->kind == LUO_UPDATE_LUOD) return self.say_ready();  // nothing of ours changes hands
+  self.notify(Notice::Prepare);
+}
+
+void Custodian::Worker::on_resumed(void* context, std::uint64_t id, const char* why) {
+  auto& self = *static_cast<Worker*>(context);
+  if (id != self.update_) return;
+  self.preparing_ = self.quiesced_ = false;
+  self.notify(Notice::Resumed, why != nullptr ? why : "");
+}
+
+void Custodian::Worker::on_handed_over(void* context, std::uint64_t /*id*/) {
+  static_cast<Worker*>(context)->notify(Notice::HandedOver);
+}
+
+void Custodian::Worker::say_ready() {
+  preparing_ = false;
+  if (start_.luod == nullptr) return;
+  const int result = luo_update_ready(start_.luod, update_);
+  if (!still_there(result, "answer that an update can go on") || result == 0) return;
+  log(Level::Warning, "update {}: luod does not take our answer: {}", update_, luo_last_error());
+}
+
+void Custodian::Worker::lost(std::string_view during) {
+  log(Level::Error, "luod is gone ({}); serving on, but what is cached now survives neither an update nor a crash",
+      during);
+  luo_close(std::exchange(start_.luod, nullptr));
+  start_.session_fd.close();
+  for (auto& [token, file] : files_) file.preserved = false;
+  missing_ = true;
+  preparing_ = quiesced_ = false;
+  retry_ = kFirstRetry;
+  due_ = Clock::now() + retry_;
+  notify(Notice::Disconnected, std::string{during});
+}
+
+void Custodian::Worker::connect_again() {
+  const char* where = start_.where.empty() ? nullptr : start_.where.c_str();
+  luo_connection* luod = nullptr;
+  if (luo_open(where, &luod) == 0) {
+    const int session = luo_session_create(luod, start_.session.c_str());
+    if (session >= 0) {
+      start_.luod = luod;
+      start_.session_fd = Fd::adopt(session);
+      log(Level::Notice, "luod is back: keeping {} files in a new session '{}'", files_.size(), start_.session);
+      subscribe();
+      if (start_.luod != nullptr) notify(Notice::Connected);
+      return;
+    }
+    log(Level::Warning, "luod is back, but not session '{}': {}", start_.session, luo_last_error());
+    luo_close(luod);
+  }
+  retry_ = std::min(2 * retry_, kLastRetry);
+  due_ = Clock::now() + retry_;
+}
+
+Custodian::Custodian(std::unique_ptr<Worker> worker) : worker_{std::move(worker)} {}
+
+Custodian::~Custodian() { worker_->end(); }
+
+Result<std::unique_ptr<Custodian>> Custodian::start(Start start) {
+  auto worker = std::make_unique<Worker>(std::move(start));
+  LUO_TRY_DURING("start the custodian", worker->begin());
+  return std::unique_ptr<Custodian>{new Custodian{std::move(worker)}};
+}
+
+FdRef Custodian::wakeup() const noexcept { return worker_->to_loop(); }
+std::vector<Notice> Custodian::take_notices() { return worker_->take_notices(); }
+void Custodian::preserve(FdRef file, std::uint64_t token) { worker_->enqueue({Worker::Job::Preserve, file.raw, token}); }
+void Custodian::give_up(Fd file, std::uint64_t token) {
+  worker_->enqueue({Worker::Job::GiveUp, file.release(), token});
+}
+void Custodian::quiesced() { worker_->enqueue({Worker::Job::Quiesced, -1, 0}); }
+
+}  // namespace luo::cache

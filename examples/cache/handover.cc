@@ -1,0 +1,200 @@
+#include "cache/handover.h"
+
+#include <time.h>
+
+#include <unordered_map>
+#include <utility>
+
+#include "base/log.h"
+#include "cache/listen.h"
+#include "luo/luo.h"
+
+namespace luo::cache {
+namespace {
+
+constexpr int kTakeOverMs = 30'000;
+
+Result<Listeners> listen_anew(const Options& options) {
+  Listeners listeners;
+  listeners.tcp = LUO_TRY_DURING("start serving", listen_tcp(options.bind, options.port));
+  if (!options.unix_socket.empty())
+    listeners.unix_socket = LUO_TRY_DURING("start serving", listen_unix(options.unix_socket));
+  return listeners;
+}
+
+struct CloseLuo {
+  void operator()(luo_connection* luod) const noexcept { luo_close(luod); }
+};
+using Luod = std::unique_ptr<luo_connection, CloseLuo>;
+
+// A libluo call that returns a descriptor or 0.
+Result<int> checked(int result, std::string_view what) {
+  if (result >= 0) return result;
+  return std::unexpected(Error{-result, fmt::format("{} ({})", what, luo_last_error())});
+}
+
+/// A session while it changes hands: its files as they have been retrieved so far.
+class Incoming {
+ public:
+  Incoming(luo_connection* luod, Fd session) : luod_{luod}, session_{std::move(session)} {}
+
+  /// Retrieves what is in the session and has not been retrieved yet; drops what is no longer there.
+  Result<> refresh();
+  /// Gives one file out; empty if it is not there.
+  Fd take(std::uint64_t token);
+  std::unordered_map<std::uint64_t, Fd>& files() noexcept { return files_; }
+  const Fd& session() const noexcept { return session_; }
+  Fd take_session() noexcept { return std::move(session_); }
+
+ private:
+  luo_connection* luod_;
+  Fd session_;
+  std::unordered_map<std::uint64_t, Fd> files_;
+};
+
+Result<> Incoming::refresh() {
+  std::vector<std::uint64_t> tokens(files_.size() + 256);
+  for (;;) {
+    const int count = LUO_TRY(
+        checked(luo_session_tokens(luod_, session_.raw(), tokens.data(), tokens.size()), "list the session's files"));
+    const bool all = static_cast<std::size_t>(count) <= tokens.size();
+    tokens.resize(static_cast<std::size_t>(count));
+    if (all) break;
+  }
+  std::vector<std::uint64_t> fresh;
+  std::unordered_map<std::uint64_t, Fd> now;
+  now.reserve(tokens.size());
+  for (const std::uint64_t token : tokens) {
+    const auto known = files_.find(token);
+    if (known != files_.end()) now.emplace(token, std::move(known->second));
+    else fresh.push_back(token);
+  }
+  files_ = std::move(now);
+  if (fresh.empty()) return {};
+  std::vector<int> fds(fresh.size(), -1);
+  LUO_TRY(checked(luo_retrieve_many(luod_, session_.raw(), fresh.data(), fds.data(), fresh.size()),
+                  "retrieve the session's files"));
+  for (std::size_t i = 0; i < fresh.size(); ++i) {
+    if (fds[i] >= 0) files_.emplace(fresh[i], Fd::adopt(fds[i]));
+    else log(Level::Warning, "token {} cannot be retrieved: {}", fresh[i], errno_text(-fds[i]));
+  }
+  return {};
+}
+
+Fd Incoming::take(std::uint64_t token) {
+  const auto found = files_.find(token);
+  return found == files_.end() ? Fd{} : std::move(found->second);
+}
+
+Result<std::unique_ptr<Custodian>> start_custodian(const Options& options, Luod luod, Fd session,
+                                                   std::vector<KeptFile> kept) {
+  return Custodian::start({.where = options.luod,
+                           .session = options.session,
+                           .luod = luod.release(),
+                           .session_fd = std::move(session),
+                           .kept = std::move(kept)});
+}
+
+Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, Luod luod, Fd session) {
+  auto store = LUO_TRY(Store::create(options.maxmemory));
+  Listeners listeners = LUO_TRY(listen_anew(options));
+  facts.port = LUO_TRY(port_of(listeners.tcp));
+  const auto preserve = [&](FdRef file, std::uint64_t token) {
+    return checked(luo_preserve_fd(luod.get(), session.raw(), file.raw, token), "preserve the cache's files");
+  };
+  std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}, {listeners.tcp.raw(), kTcpToken}};
+  if (listeners.unix_socket.valid()) kept.push_back({listeners.unix_socket.raw(), kUnixToken});
+  for (const KeptFile& file : kept) LUO_TRY(preserve(FdRef::borrow(file.fd), file.token));
+  auto server = LUO_TRY(Server::create(
+      {.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
+  auto custodian = LUO_TRY(start_custodian(options, std::move(luod), std::move(session), std::move(kept)));
+  LUO_TRY(server->keep_with(std::move(custodian)));
+  return server;
+}
+
+// The retrieved files become a server. Until luo_session_renew() has returned, nothing of it is written
+// to: if we fail before, the one that served before us goes on.
+Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luod luod, Incoming incoming) {
+  Fd memfd = incoming.take(kArenaToken);
+  if (!memfd.valid()) return fail(ENOENT, "session '{}' holds no arena of a luo-cache (token 1)", options.session);
+  auto store = LUO_TRY(Store::open(std::move(memfd)));
+  std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}};
+  Listeners listeners{.tcp = incoming.take(kTcpToken), .unix_socket = incoming.take(kUnixToken)};
+  std::vector<KeptFile> fresh;  // not in the session yet
+  std::vector<KeptFile>& tcp_is = listeners.tcp.valid() ? kept : fresh;
+  if (!listeners.tcp.valid()) listeners.tcp = LUO_TRY(listen_tcp(options.bind, options.port));
+  tcp_is.push_back({listeners.tcp.raw(), kTcpToken});
+  std::vector<KeptFile>& unix_is = listeners.unix_socket.valid() ? kept : fresh;
+  if (!listeners.unix_socket.valid() && !options.unix_socket.empty())
+    listeners.unix_socket = LUO_TRY(listen_unix(options.unix_socket));
+  if (listeners.unix_socket.valid()) unix_is.push_back({listeners.unix_socket.raw(), kUnixToken});
+  facts.port = LUO_TRY(port_of(listeners.tcp));
+
+  Store& data = *store;
+  auto server = LUO_TRY(Server::create(
+      {.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
+  std::vector<ConnectionRecord*> orphans;
+  for (ConnectionRecord* record = data.first_connection(); record != nullptr; record = data.next_connection(*record)) {
+    Fd socket = incoming.take(record->token);
+    if (!socket.valid()) {
+      orphans.push_back(record);
+      continue;
+    }
+    kept.push_back({socket.raw(), record->token});
+    LUO_TRY(server->adopt(std::move(socket), *record));
+  }
+  const std::size_t carried = kept.size();
+  LUO_TRY(checked(luo_session_renew(luod.get(), incoming.session().raw()), "take the session over"));
+
+  ++data.counters().generation;
+  for (ConnectionRecord* record : orphans) data.remove_connection(*record);
+  if (!orphans.empty()) log(Level::Notice, "{} connections did not come across", orphans.size());
+  auto custodian = LUO_TRY(start_custodian(options, std::move(luod), incoming.take_session(), std::move(kept)));
+  for (const KeptFile& file : fresh) custodian->preserve(FdRef::borrow(file.fd), file.token);
+  for (auto& [token, file] : incoming.files())
+    if (file.valid()) custodian->give_up(std::move(file), token);
+  LUO_TRY(server->keep_with(std::move(custodian)));
+  log(Level::Notice, "took over session '{}': {} keys, {} files", options.session, data.table().size(), carried);
+  return server;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> start_alone(const Options& options, Facts facts) {
+  Listeners listeners = LUO_TRY(listen_anew(options));
+  facts.port = LUO_TRY(port_of(listeners.tcp));
+  return Server::create({.store = LUO_TRY(Store::create(options.maxmemory)),
+                         .listeners = std::move(listeners),
+                         .facts = std::move(facts)});
+}
+
+Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts facts) {
+  luo_connection* opened = nullptr;
+  const char* where = options.luod.empty() ? nullptr : options.luod.c_str();
+  if (const int result = luo_open(where, &opened); result < 0)
+    return fail(-result, "connect to luod ({}). Start luod first, name its socket with --luod, or run with --no-luo",
+                luo_last_error());
+  Luod luod{opened};
+  const int retrieved = luo_session_retrieve(luod.get(), options.session.c_str());
+  if (retrieved >= 0) {
+    Incoming incoming{luod.get(), Fd::adopt(retrieved)};
+    LUO_TRY(incoming.refresh());
+    if (luo_is_successor(luod.get()) != 0) {
+      LUO_TRY(checked(luo_session_take_over(luod.get(), retrieved, kTakeOverMs), "wait for the running luo-cache"));
+      LUO_TRY(incoming.refresh());  // what has come and gone since
+    }
+    return restore(options, std::move(facts), std::move(luod), std::move(incoming));
+  }
+  if (retrieved != -ENOENT || luo_is_successor(luod.get()) != 0)
+    return fail(-retrieved, "retrieve session '{}' ({})", options.session, luo_last_error());
+  const int created = luo_session_create(luod.get(), options.session.c_str());
+  if (created == -EEXIST)
+    return fail(EEXIST,
+                "session '{0}' is another process's. To replace that one: luoctl update service {0} -- luo-cache …; "
+                "to run beside it: --session NAME --port PORT",
+                options.session);
+  LUO_TRY(checked(created, fmt::format("create session '{}'", options.session)));
+  return create(options, std::move(facts), std::move(luod), Fd::adopt(created));
+}
+
+}  // namespace luo::cache

@@ -1,0 +1,18 @@
+// The listening sockets.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "base/error.h"
+#include "base/fd.h"
+
+namespace luo::cache {
+
+/// `address` is an IPv4 or IPv6 address; port 0: any free one. EADDRINUSE, EADDRNOTAVAIL, EINVAL, EACCES.
+Result<Fd> listen_tcp(const std::string& address, std::uint16_t port);
+/// A socket that nobody serves any more is replaced. EADDRINUSE: somebody does; ENAMETOOLONG; EACCES.
+Result<Fd> listen_unix(const std::string& path);
+/// The port of a TCP listener.
+Result<std::uint16_t> port_of(FdRef listener);
+
+}  // namespace luo::cache
