@@ -1,0 +1,141 @@
+#include "support/kill_process.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <utility>
+
+namespace luo::test {
+namespace {
+
+/// What the tracer says through its pipe; one write each, so never in parts.
+struct Report {
+  enum class What : int { Armed, Failed, Killed, Ended } what;
+  int error;       ///< Failed
+  unsigned stops;
+  long number;     ///< Killed at the entry of this system call; -1: at an exit
+};
+
+void say(int to, Report report) noexcept {
+  if (::write(to, &report, sizeof report) != sizeof report) ::_exit(1);  // nobody listens any more
+}
+
+/// The tracer's whole life. Only what is allowed after fork in a program with threads.
+[[noreturn]] void trace(pid_t pid, unsigned n, int to, pid_t owner) noexcept {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != owner) ::_exit(1);
+  const auto give_up = [&] {
+    say(to, {Report::What::Failed, errno, 0, -1});
+    ::_exit(1);
+  };
+  if (::ptrace(PTRACE_SEIZE, pid, nullptr, PTRACE_O_TRACESYSGOOD) != 0) give_up();
+  if (::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) give_up();
+  unsigned stops = 0;
+  bool armed = false;
+  while (true) {
+    int status = 0;
+    while (::waitpid(pid, &status, __WALL) < 0)
+      if (errno != EINTR) give_up();
+    if (!WIFSTOPPED(status)) {
+      say(to, {Report::What::Ended, 0, stops, -1});
+      ::_exit(0);
+    }
+    if (!armed) {
+      armed = true;
+      say(to, {Report::What::Armed, 0, 0, -1});
+    }
+    std::uintptr_t deliver = 0;
+    const int signal = WSTOPSIG(status);
+    if (signal == (SIGTRAP | 0x80)) {
+      if (++stops == n) {
+        __ptrace_syscall_info info{};
+        const bool known = ::ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof info, &info) > 0;
+        const bool entry = known && info.op == PTRACE_SYSCALL_INFO_ENTRY;
+        ::kill(pid, SIGKILL);
+        // The tracer sees the death before the parent can reap it: reported only when it is true.
+        while (::waitpid(pid, &status, __WALL) < 0 ? errno == EINTR : WIFSTOPPED(status)) {
+        }
+        say(to, {Report::What::Killed, 0, stops, entry ? static_cast<long>(info.entry.nr) : -1});
+        ::_exit(0);
+      }
+    } else if (status >> 16 == 0) {
+      deliver = static_cast<std::uintptr_t>(signal);  // a signal's delivery; with an event it is a stop of ours
+    } else if (signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU) {
+      ::ptrace(PTRACE_LISTEN, pid, nullptr, nullptr);  // it was stopped by somebody, and stays so
+      continue;
+    }
+    ::ptrace(PTRACE_SYSCALL, pid, nullptr, deliver);  // fails only if it has just died: seen next
+  }
+}
+
+}  // namespace
+
+SyscallKill::SyscallKill(pid_t tracer, Fd reports) noexcept : tracer_{tracer}, reports_{std::move(reports)} {}
+SyscallKill::SyscallKill(SyscallKill&& from) noexcept
+    : tracer_{std::exchange(from.tracer_, -1)}, reports_{std::move(from.reports_)} {}
+SyscallKill::~SyscallKill() { stop(); }
+
+void SyscallKill::stop() noexcept {
+  if (tracer_ < 0) return;
+  ::kill(tracer_, SIGKILL);  // the kernel lets go of what it traced
+  int status = 0;
+  while (::waitpid(tracer_, &status, 0) < 0 && errno == EINTR) {
+  }
+  tracer_ = -1;
+}
+
+Result<SyscallKill> SyscallKill::arm(pid_t pid, unsigned n) {
+  if (n == 0) return fail(EINVAL, "kill process {} at its system call 0", pid);
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return sys_fail("pipe2(O_CLOEXEC)");
+  Fd reports = Fd::adopt(ends[0]), to = Fd::adopt(ends[1]);
+  const pid_t owner = ::getpid();
+  const pid_t tracer = ::fork();
+  if (tracer < 0) return sys_fail("fork()");
+  if (tracer == 0) trace(pid, n, to.raw(), owner);
+  to.close();
+  SyscallKill kill{tracer, std::move(reports)};
+  Report report{};
+  if (::read(kill.reports_.raw(), &report, sizeof report) != sizeof report)
+    return fail(ECHILD, "trace process {}: the tracer is gone", pid);
+  if (report.what == Report::What::Failed) return fail(report.error, "trace process {}", pid);
+  if (report.what != Report::What::Armed) return fail(ESRCH, "trace process {}: it has ended", pid);
+  return kill;
+}
+
+Result<SyscallKill::Outcome> SyscallKill::wait(std::chrono::milliseconds limit) {
+  pollfd poll{.fd = reports_.raw(), .events = POLLIN, .revents = 0};
+  const auto until = std::chrono::steady_clock::now() + limit;
+  int ready = 0;
+  do {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+    ready = ::poll(&poll, 1, static_cast<int>(std::max<std::int64_t>(left.count(), 0)));
+  } while (ready < 0 && errno == EINTR);
+  if (ready < 0) return sys_fail("poll(tracer)");
+  if (ready == 0) {
+    stop();
+    return Outcome{false, 0, fmt::format("still running after {} ms", limit.count())};
+  }
+  Report report{};
+  const bool read = ::read(reports_.raw(), &report, sizeof report) == sizeof report;
+  stop();
+  if (!read) return fail(ECHILD, "the tracer is gone");
+  if (report.what == Report::What::Failed) return fail(report.error, "the tracer failed");
+  if (report.what != Report::What::Killed) return Outcome{false, report.stops, "it ended by itself"};
+  return Outcome{true, report.stops,
+                 report.number >= 0 ? fmt::format("entry of system call {}", report.number) : "exit of a system call"};
+}
+
+Result<SyscallKill::Outcome> kill_at_syscall(pid_t pid, unsigned n) {
+  SyscallKill kill = LUO_TRY(SyscallKill::arm(pid, n));
+  auto outcome = LUO_TRY(kill.wait(std::chrono::seconds{10}));
+  if (!outcome.killed) return fail(ETIMEDOUT, "process {} was not killed at stop {}: {}", pid, n, outcome.at);
+  return outcome;
+}
+
+}  // namespace luo::test
