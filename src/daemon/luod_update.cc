@@ -1,0 +1,131 @@
+// `luoctl update luod`: probe the new image beside the loop, then the trial (trial.h).
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "daemon/server.h"
+#include "daemon/trial.h"
+#include "daemon/version.h"
+#include "sys/memfd.h"
+#include "sys/pipe.h"
+#include "sys/process.h"
+
+namespace luo::daemon {
+namespace {
+
+constexpr std::uint32_t kDefaultTimeoutMs = 10'000;
+
+std::string report_text(const Error* error, std::string_view to, double pause_ms, std::string_view words) {
+  const nlohmann::json json = {{"ok", error == nullptr},   {"kind", "luod"},
+                               {"from_version", kVersion}, {"to_version", to},
+                               {"pause_ms", pause_ms},     {"error", error != nullptr ? to_string(*error) : ""},
+                               {"last_words", words}};
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace
+
+Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change) {
+  const auto arg = LUO_TRY(wire::parse_arg<wire::UpdateArg>(request.payload));
+  if (request.fds.size() != 1) return fail(EBADMSG, "UPDATE_LUOD with {} descriptors", request.fds.size());
+  LUO_TRY(check_image(request.fds[0], FdRef::borrow(request.peer.fd)));
+  const auto refuse = [&](const Error& error, std::string_view words) -> Result<Next> {
+    LUO_TRY(attach_text(reply, report_text(&error, "?", 0, words)));
+    reply.error = error;
+    return Next::Answer;
+  };
+
+  const bool mine = probe_ && probe_peer_ == request.peer.id && probe_nonce_ == request.header.nonce;
+  if (probe_ && !mine && state_->find_peer(probe_peer_) != nullptr) return fail(EBUSY, "another update of luod is under way");
+  if (!mine) {
+    if (auto started = start_probe(request); !started) return refuse(std::move(started).error().during("ask the new image"), "");
+    request.parked_until_ns = UINT64_MAX;
+    arm_deadlines();
+    return Next::Park;
+  }
+  if (!probe_->done()) {
+    request.parked_until_ns = UINT64_MAX;
+    return Next::Park;
+  }
+  const Result<ProbeAnswer> answer = probe_->result();
+  const std::string words = probe_->last_words();
+  probe_source_.reset();
+  probe_.reset();
+  if (!answer) return refuse(answer.error(), words);
+
+  change.tx.abort();
+  request.stepped = true;
+  const std::uint32_t timeout_ms = arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs;
+  const Result<> begun = begin_trial(std::move(request.fds[0]), request.peer, request.header.nonce, timeout_ms, answer->version);
+  // Only an error comes back.
+  request.stepped = false;
+  return std::unexpected(begun.error());
+}
+
+Result<> Server::begin_trial(Fd image, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,
+                             const std::string& to_version) {
+  Fd words = LUO_TRY(make_memfd("luod-last-words", 0));
+  Pipe report = LUO_TRY(make_pipe());
+  const Fd keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()));
+
+  log(Level::Notice, "update from {} to {}: handing over {} sessions, {} files", kVersion, to_version, engine_->session_count(),
+      engine_->file_count());
+  control_.trial_begin_ns = monotonic_ns();
+  control_.trial_guard_pid = getpid();
+  control_.trial_image_fd = image.release();
+  control_.trial_words_fd = words.release();
+  control_.trial_report_fd = report.write.release();
+  control_.trial_requester_fd = requester.fd;
+  control_.trial_peer = requester.id;
+  control_.trial_nonce = nonce;
+  control_.trial_errno = 0;
+  control_.trial_why[0] = '\0';
+  wire::put_text(control_.trial_from, kVersion);
+  wire::put_text(control_.trial_to, to_version);
+
+  std::vector<int> kept{control_.trial_words_fd, control_.trial_report_fd};
+  append_control_fds(control_, kept);
+  engine_->append_fds(kept);
+  state_->append_fds(kept);
+  keep_over_exec(kept);
+  guard_trial(control_, worker_main_, keeper, report.read, timeout_ms);
+}
+
+/// The request that began the trial is answered by whoever serves after it.
+void Server::settle_trial() {
+  const auto trial = static_cast<Trial>(control_.trial.load());
+  if (trial == Trial::None) return;
+  const bool ok = trial == Trial::Serving;
+  const std::string words = tail_of(FdRef::borrow(control_.trial_words_fd));
+  dup3(control_.log_fd, STDERR_FILENO, 0);
+  if (ok) {
+    control_.luod_updates.fetch_add(1);
+    if (!words.empty()) log(Level::Notice, "the new luod said while it started:\n{}", words);
+  }
+  const double pause_ms = static_cast<double>(monotonic_ns() - control_.trial_begin_ns) / 1e6;
+  const Error error{control_.trial_errno != 0 ? control_.trial_errno : ECANCELED, control_.trial_why};
+  log(ok ? Level::Notice : Level::Error, "update of luod from {} to {}: {} after {:.3f} ms", control_.trial_from, control_.trial_to,
+      ok ? "serving" : to_string(error), pause_ms);
+
+  PeerRec* peer = state_->find_peer(control_.trial_peer);
+  if (peer != nullptr && state_->last_answer(*peer).nonce < control_.trial_nonce) {
+    Request request{.peer = *peer, .header = {}, .payload = {}, .fds = received_.fds, .parked_until_ns = 0};
+    request.header.command = static_cast<std::uint32_t>(wire::Command::UpdateLuod);
+    request.header.nonce = control_.trial_nonce;
+    Reply reply;
+    if (auto attached = attach_text(reply, report_text(ok ? nullptr : &error, control_.trial_to, pause_ms, ok ? "" : words)); !attached)
+      log(Level::Warning, "{}", attached.error());
+    if (ok) reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
+    Change change{arena_};
+    this->answer(peers_.at(peer->id), *peer, request, change, reply, ok ? nullptr : &error);
+  }
+  // Nothing names them any more from here on; killed before the close, the next worker sweeps them.
+  const int left[] = {control_.trial_image_fd, control_.trial_words_fd, control_.trial_report_fd};
+  control_.trial.store(static_cast<std::uint32_t>(Trial::None));
+  for (const int fd : left)
+    if (fd >= 0 && fcntl(fd, F_GETFD) >= 0) close_number(fd);
+}
+
+}  // namespace luo::daemon

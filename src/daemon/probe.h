@@ -1,0 +1,54 @@
+// Asks a new image, before anything is given up for it, which layouts it reads: runs it with --probe and
+// reads the one line of JSON that it prints. Runs beside the loop.
+#pragma once
+#include <sys/types.h>
+
+#include <memory>
+
+#include <cstdint>
+#include <string>
+
+#include "base/error.h"
+#include "base/fd.h"
+
+namespace luo::daemon {
+
+struct ProbeAnswer {
+  std::string version;
+};
+
+/// What this image answers to --probe.
+std::string probe_text();
+
+class Probe {
+ public:
+  /// Starts `image --probe`. Errors: those of fork and of exec are found later, in result().
+  static Result<std::unique_ptr<Probe>> start(FdRef image);
+  ~Probe();  ///< kills it if it still runs
+  Probe(const Probe&) = delete;
+  Probe& operator=(const Probe&) = delete;
+
+  /// Polls readable when there is something to do.
+  FdRef pidfd() const noexcept { return pidfd_; }
+  std::uint64_t deadline_ns() const noexcept { return deadline_ns_; }
+
+  /// Whether it has ended (or its deadline has passed: it is killed then).
+  bool done();
+  /// After done(). Errors, each with the image's last words: EPROTO (it does not read the layout that is in
+  /// use, or does not answer like a luod), ENOEXEC (other architecture), ETIMEDOUT, EIO (exit status, signal).
+  Result<ProbeAnswer> result() const;
+  std::string last_words() const;
+
+ private:
+  Probe() = default;
+  pid_t pid_ = -1;
+  Fd pidfd_, out_, err_;
+  std::uint64_t deadline_ns_ = 0;
+  bool ended_ = false, late_ = false;
+  int status_ = 0;
+};
+
+/// The end of what a program has written to `file`: at most 1,000 bytes, from a line's start.
+std::string tail_of(FdRef file);
+
+}  // namespace luo::daemon

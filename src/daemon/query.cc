@@ -1,0 +1,134 @@
+// What luoctl shows, as JSON.
+#include <sys/resource.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "daemon/server.h"
+#include "daemon/version.h"
+
+namespace luo::daemon {
+namespace {
+
+using nlohmann::json;
+
+std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+/// Names are any bytes but NUL: what is not printable ASCII or valid UTF-8 is shown as \xNN.
+std::string shown(std::string_view name) {
+  std::string out;
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f || byte == '\\')
+      out += fmt::format("\\x{:02x}", byte);
+    else
+      out += c;
+  }
+  // dump() replaces broken UTF-8; escape it here instead, so that names stay distinct.
+  if (!json::accept(json(out).dump(-1, ' ', false, json::error_handler_t::replace))) return out;
+  try {
+    (void)json(out).dump();
+  } catch (const json::exception&) {
+    out.clear();
+    for (const char c : name) {
+      const auto byte = static_cast<unsigned char>(c);
+      out += byte >= 0x20 && byte < 0x7f && byte != '\\' ? std::string(1, c) : fmt::format("\\x{:02x}", byte);
+    }
+  }
+  return out;
+}
+
+json session_json(const SessionView& session) {
+  const Holder& owner = session.holder[0];
+  return {{"name", shown(session.name)},
+          {"id", session.id.raw()},
+          {"state", to_string(session.state)},
+          {"pid", session.owner.pid},
+          {"uid", session.owner.uid},
+          {"files", session.files},
+          {"created_ms", session.created_ms},
+          {"holder", owner.write_fd < 0 ? "none" : owner.accepted ? "held" : "handed out"},
+          {"successor", session.holder[1].write_fd >= 0}};
+}
+
+}  // namespace
+
+Result<Next> Server::query(Request& request, Reply& reply, Change&) {
+  const auto arg = LUO_TRY(wire::parse_arg<wire::QueryArg>(request.payload));
+  switch (static_cast<wire::QueryKind>(arg.kind)) {
+    case wire::QueryKind::Status: LUO_TRY(attach_text(reply, status_json())); break;
+    case wire::QueryKind::List: LUO_TRY(attach_text(reply, list_json())); break;
+    case wire::QueryKind::Show: {
+      const std::string text = LUO_TRY_DURING("show", show_json(wire::text_in(arg.name)));
+      LUO_TRY(attach_text(reply, text));
+      break;
+    }
+    default: return fail(EINVAL, "query {} is not known", arg.kind);
+  }
+  reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
+  return Next::Answer;
+}
+
+std::string Server::status_json() const {
+  std::uint64_t outgoing = 0, incoming = 0, open_files = 0;
+  engine_->for_each_session([&](const SessionView& session) { ++(session.state < SessionState::Incoming ? outgoing : incoming); });
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator{"/proc/self/fd", ignored}) open_files += entry.path().empty() ? 0 : 1;
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  json handlers = json::array();
+  for (const Handler* handler : handler_set_->registry().all()) handlers.push_back(handler->name());
+  json updates = json::array();
+  state_->for_each_update([&](const UpdateRec& update) { updates.push_back(json::parse(update_report(update))); });
+  const kho::ArenaStats arena = arena_.stats();
+  return dump({{"version", kVersion},
+               {"pid", control_.keeper_pid.load()},
+               {"keeper_pid", control_.keeper_pid.load()},
+               {"worker_pid", control_.worker_pid.load()},
+               {"socket", control_.socket_path},
+               {"state_dir", control_.state_dir},
+               {"handlers", handlers},
+               {"sessions", {{"outgoing", outgoing}, {"incoming", incoming}}},
+               {"files", engine_->file_count()},
+               {"connections", state_->peer_count()},
+               {"generation", engine_->generation()},
+               {"uptime_ms", realtime_ms() - control_.started_ms},
+               {"requests", requests_},
+               {"worker_restarts", control_.worker_starts.load() - 1},
+               {"keeper_restarts", control_.keeper_starts.load() - 1},
+               {"updates", control_.luod_updates.load()},
+               {"arena", {{"used_bytes", arena.used_bytes}, {"committed_bytes", arena.committed_bytes}}},
+               {"last_update", updates.empty() ? json(nullptr) : updates.back()},
+               {"history", updates},
+               {"open_files", open_files},
+               {"open_files_limit", limit.rlim_cur}});
+}
+
+std::string Server::list_json() const {
+  json sessions = json::array();
+  engine_->for_each_session([&](const SessionView& session) { sessions.push_back(session_json(session)); });
+  return dump({{"sessions", std::move(sessions)}});
+}
+
+Result<std::string> Server::show_json(std::string_view name) const {
+  auto id = engine_->find_outgoing(name);
+  if (!id) id = engine_->find_incoming(name);
+  // A name as `list` shows it.
+  if (!id) engine_->for_each_session([&](const SessionView& session) {
+      if (!id && shown(session.name) == name) id = session.id;
+    });
+  if (!id) return fail(ENOENT, "no session '{}' (see luoctl list)", name);
+  json out = session_json(*engine_->find(*id));
+  json files = json::array();
+  engine_->for_each_file(*id, [&](const FileView& file) {
+    files.push_back({{"token", file.token.raw()},
+                     {"handler", file.handler},
+                     {"status", file.retrieve_status == 0 ? "kept" : file.retrieve_status > 0 ? "given out" : "failed"},
+                     {"inode", file.inode},
+                     {"device", file.device}});
+  });
+  out["files_list"] = std::move(files);
+  return dump(out);
+}
+
+}  // namespace luo::daemon

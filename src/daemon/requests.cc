@@ -1,0 +1,272 @@
+// One request: peek, dispatch, commit, send, consume.
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "daemon/server.h"
+#include "daemon/version.h"
+
+namespace luo::daemon {
+namespace {
+
+using wire::Command;
+
+/// A request that has been begun this often without ever ending kills workers: its sender is cut off.
+constexpr std::uint32_t kMostTries = 8;
+constexpr std::size_t kMostErrorText = 400;
+
+}  // namespace
+
+void Server::serve(Peer& peer, PeerRec& record) {
+  const std::uint64_t id = record.id;
+  if (auto got = receive(FdRef::borrow(record.fd), buffer_, received_, MSG_PEEK | MSG_DONTWAIT); !got) {
+    if (got.error().code != EAGAIN) drop_peer(id, got.error().what);
+    return;
+  }
+  if (received_.eof) return drop_peer(id, "closed");
+  const auto datagram = std::span<const std::byte>{buffer_}.first(received_.bytes);
+  const bool short_of_fds = received_.control_truncated;  // our table is full; the header still tells how many were sent
+  wire::Header header{};
+  if (auto parsed = wire::parse_header(datagram, received_.fds.size()); parsed && !received_.truncated) {
+    header = *parsed;
+  } else if (short_of_fds && datagram.size() >= sizeof header) {
+    std::memcpy(&header, datagram.data(), sizeof header);
+  } else {
+    log(Level::Notice, "connection {} ({}, pid {}): {}; closed", id, record.name, record.pid,
+        received_.truncated ? "a message that is too long" : parsed.error().what);
+    return drop_peer(id, "broken framing");
+  }
+  const AnswerRec& last = state_->last_answer(record);
+  if (header.nonce <= last.nonce) {
+    log(Level::Notice, "connection {} ({}, pid {}): nonce {} after {}; closed", id, record.name, record.pid, header.nonce, last.nonce);
+    return drop_peer(id, "nonce does not grow");
+  }
+  if (record.tried_nonce != header.nonce) record.tries = 0;
+  record.tried_nonce = header.nonce;
+  if (++record.tries > kMostTries) {
+    log(Level::Error, "connection {} ({}, pid {}): request {} has ended {} workers; closed", id, record.name, record.pid,
+        wire::name_of(header.command), kMostTries);
+    return drop_peer(id, "request that kills workers");
+  }
+
+  ++requests_;
+  const bool again = peer.parked_nonce == header.nonce;
+  Request request{.peer = record, .header = header, .payload = wire::payload_of(datagram), .fds = received_.fds,
+                  .parked_until_ns = again ? peer.parked_until_ns : 0};
+  Reply reply;
+  Change change{arena_};
+  const Change::Mark begin = change.mark();
+  bool reaped = false;
+  for (;;) {
+    Result<Next> next = short_of_fds ? fail(EMFILE, "luod has no free descriptors") : dispatch(request, reply, change);
+    if (next && *next == Next::Park) {
+      if (!request.stepped) change.tx.abort();
+      received_.fds.clear();
+      park(peer, request);
+      return after_commit();  // a command that waits may have committed a step of its own
+    }
+    if (next) return answer(peer, record, request, change, reply, reply.error ? &*reply.error : nullptr);
+    change.back_to(begin);
+    reply = Reply{};
+    const int code = next.error().code;
+    if (code == EBADMSG) {
+      change.tx.abort();
+      log(Level::Notice, "connection {} ({}, pid {}): {}; closed", id, record.name, record.pid, next.error());
+      return drop_peer(id, "broken framing");
+    }
+    if (code == EINPROGRESS) {
+      change.tx.abort();
+      received_.fds.clear();
+      return park(peer, request);
+    }
+    // What others have closed, but we have not looked at yet, may be what is in the way.
+    if ((code == EMFILE || code == ENOSPC) && !short_of_fds && !reaped) {
+      reaped = true;
+      change.tx.abort();
+      reap_closed();
+      if (state_->find_peer(id) == nullptr) return;
+      record.tries = 0;
+      return serve(peer, record);
+    }
+    return answer(peer, record, request, change, reply, &next.error());
+  }
+}
+
+void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error) {
+  AnswerRec& slot = state_->next_answer(record);
+  wire::Header header{};
+  header.command = request.header.command;
+  header.nonce = request.header.nonce;
+  header.session = reply.session != 0 ? reply.session : request.header.session;
+  header.fds = static_cast<std::uint32_t>(reply.fds.size());
+  if (error != nullptr) {
+    header.error = error->code;
+    if (reply.body.empty()) {
+      const auto text = std::as_bytes(std::span{error->what}).first(std::min(error->what.size(), kMostErrorText));
+      reply.body.assign(text.begin(), text.end());
+    }
+    log(Level::Debug, "{} of {} (pid {}): {}", wire::name_of(header.command), record.name, record.pid, *error);
+  }
+  header.length = static_cast<std::uint32_t>(sizeof header + reply.body.size());
+  LUO_CHECK(header.length <= AnswerRec::kMaxBytes && reply.fds.size() <= wire::kMaxFds);
+
+  // The slot that is not the last answer is nobody's: it is written without the log.
+  slot.nonce = header.nonce;
+  slot.hand_session = reply.hand_session.raw();
+  slot.hand_role = static_cast<std::uint32_t>(reply.hand_role);
+  slot.owned = reply.owned ? 1 : 0;
+  slot.sent = 0;
+  slot.fds = header.fds;
+  std::ranges::copy(reply.fds, slot.fd);
+  std::memcpy(slot.bytes, &header, sizeof header);
+  std::ranges::copy(reply.body, slot.bytes + sizeof header);
+  slot.length = header.length;
+  change.tx.set(record.active, 1 - record.active);
+  change.commit();
+  record.tries = 0;
+  peer.parked = false;
+  peer.parked_nonce = 0;
+  received_.fds.clear();  // what was kept has been released from it
+  send_answer(peer, record);  // may drop the peer
+
+  if (!closed_on_the_way_.empty()) {
+    Change cleanup{arena_};
+    for (const SessionId id : std::exchange(closed_on_the_way_, {}))
+      if (!engine_->find(id)) state_->drop_grants(cleanup, id);
+    cleanup.commit();
+  }
+  after_commit();
+}
+
+bool Server::send_answer(Peer& peer, PeerRec& record) {
+  AnswerRec& last = state_->last_answer(record);
+  const auto fds = std::span<const int>{last.fd, last.fds};
+  const auto sent = send(FdRef::borrow(record.fd), {last.bytes, last.length}, fds, MSG_DONTWAIT);
+  if (!sent) {
+    const int code = sent.error().code;
+    if (code != EAGAIN && code != ENOBUFS && code != ENOMEM && code != ETOOMANYREFS) {
+      drop_peer(record.id, sent.error().what);
+      return false;
+    }
+    // The peer does not read. Until it does, what the answer names must stay what it is: others may give
+    // the engine's descriptors up meanwhile.
+    if (last.owned == 0 && last.hand_session == 0 && last.fds > 0) {
+      Change change{arena_};
+      change.tx.save(&last, offsetof(AnswerRec, bytes));
+      for (std::uint32_t i = 0; i < last.fds; ++i) {
+        const int copy = fcntl(last.fd[i], F_DUPFD_CLOEXEC, 0);
+        if (copy < 0) {
+          for (std::uint32_t j = 0; j < i; ++j) close_number(last.fd[j]);
+          change.tx.abort();
+          drop_peer(record.id, "does not read, and luod has no descriptors left to wait for it");
+          return false;
+        }
+        last.fd[i] = copy;
+      }
+      last.owned = 1;
+      change.commit();
+    }
+    peer.blocked = true;
+    sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+    return false;
+  }
+  if (last.hand_session != 0 || last.owned != 0) {
+    Change change{arena_};
+    change.tx.set(last.sent, 1);
+    if (last.hand_session != 0)
+      engine_->sent(change, SessionId{last.hand_session}, static_cast<Role>(last.hand_role));
+    else
+      for (const int fd : fds) change.close_later(fd);
+    change.commit();
+  }
+  if (auto consumed = consume(FdRef::borrow(record.fd)); !consumed) {
+    drop_peer(record.id, consumed.error().what);
+    return false;
+  }
+  return true;
+}
+
+void Server::park(Peer& peer, Request& request) {
+  request.peer.tries = 0;
+  peer.parked = true;
+  peer.parked_nonce = request.header.nonce;
+  peer.parked_until_ns = request.parked_until_ns;
+  sd_event_source_set_io_events(peer.io.get(), 0);  // a hang-up is reported all the same
+  if (peer.parked_until_ns != 0 && peer.parked_until_ns != UINT64_MAX) arm_deadlines();
+}
+
+void Server::wake_parked() {
+  for (auto& [id, peer] : peers_) {
+    if (!peer.parked) continue;
+    peer.parked = false;
+    sd_event_source_set_io_events(peer.io.get(), EPOLLIN);
+  }
+}
+
+Result<Next> Server::hello(Request& request, Reply& reply, Change& change) {
+  auto arg = LUO_TRY(wire::parse_arg<wire::HelloArg>(request.payload));
+  if (request.peer.hello != 0) return fail(EINVAL, "hello was said already");
+  if (arg.reserved != 0) return fail(EINVAL, "hello: reserved is {}", arg.reserved);
+  PeerRec& peer = request.peer;
+  change.tx.save(&peer, sizeof peer);
+  peer.hello = 1;
+  peer.capabilities = arg.capabilities & wire::kCapAll;
+  wire::put_text(peer.name, wire::text_in(arg.name));
+  UpdateRec* update = arg.ticket != 0 ? state_->update_by_ticket(arg.ticket) : nullptr;
+  if (update != nullptr && update->phase == static_cast<std::uint32_t>(Phase::Offered) && update->successor == 0) {
+    peer.update = update->id;
+    change.tx.set(update->successor, peer.id);
+    change.tx.set(update->successor_pid, peer.pid);
+  } else {
+    arg.ticket = 0;
+  }
+  arg.size = sizeof arg;
+  arg.capabilities = peer.capabilities;
+  arg.instance = control_.instance;
+  reply.put(arg);
+  return Next::Answer;
+}
+
+Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
+  const auto command = static_cast<Command>(request.header.command);
+  if (command == Command::Hello) return hello(request, reply, change);
+  if (request.peer.hello == 0) return fail(EBADMSG, "{} before hello", wire::name_of(request.header.command));
+  // What a command takes along is part of its framing.
+  const bool may_have_fds = command == Command::PreserveFd || command == Command::PreserveMany ||
+                            command == Command::Present || command == Command::UpdateLuod;
+  if (!may_have_fds && !request.fds.empty())
+    return fail(EBADMSG, "{} with {} descriptors", wire::name_of(request.header.command), request.fds.size());
+  switch (command) {
+    case Command::Hello: break;
+    case Command::CreateSession: return create_session(request, reply, change);
+    case Command::RetrieveSession: return retrieve_session(request, reply, change);
+    case Command::RetrieveWait: return retrieve_wait(request, reply, change);
+    case Command::Accept: return accept_session(request, reply, change);
+    case Command::Present: return present(request, reply, change);
+    case Command::GetName: return get_name(request, reply, change);
+    case Command::Finish: return finish(request, reply, change);
+    case Command::Renew: return renew(request, reply, change);
+    case Command::PreserveFd: return preserve(request, reply, change);
+    case Command::PreserveMany: return preserve_many(request, reply, change);
+    case Command::UnpreserveFd: return unpreserve(request, reply, change);
+    case Command::RetrieveFd: return retrieve(request, reply, change);
+    case Command::RetrieveMany: return retrieve_many(request, reply, change);
+    case Command::ListTokens: return list_tokens(request, reply, change);
+    case Command::Subscribe: return subscribe(request, reply, change);
+    case Command::Prepared: return prepared(request, reply, change);
+    case Command::TakeOver: return take_over(request, reply, change);
+    case Command::Query: return query(request, reply, change);
+    case Command::UpdateLuod: return update_luod(request, reply, change);
+    case Command::UpdateService: return update_service(request, reply, change);
+    case Command::UpdateWait: return update_wait(request, reply, change);
+    case Command::UpdateCancel: return update_cancel(request, reply, change);
+    case Command::UpdateSimulated: return update_simulated(request, reply, change);
+    case Command::Stop: return stop(request, reply, change);
+  }
+  // Linux answers EINVAL for a number it does not know (reference §2.3, step 1).
+  return fail(EINVAL, "command {:#x} is not known", request.header.command);
+}
+
+}  // namespace luo::daemon

@@ -1,0 +1,400 @@
+#include "daemon/server.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "base/log.h"
+#include "daemon/own_objects.h"
+#include "sys/pipe.h"
+#include "sys/process.h"
+
+namespace luo::daemon {
+
+/// The C callbacks of sd-event.
+struct Callbacks {
+  static Server& server(void* context) { return *static_cast<Server*>(context); }
+  static int accept(sd_event_source*, int, std::uint32_t, void* context) {
+    server(context).on_accept();
+    return 0;
+  }
+  static int accept_again(sd_event_source*, std::uint64_t, void* context) {
+    sd_event_source_set_enabled(server(context).accept_source_.get(), SD_EVENT_ON);
+    return 0;
+  }
+  static int holder(sd_event_source*, int, std::uint32_t, void* context) {
+    server(context).reap_closed();
+    return 0;
+  }
+  static int keeper(sd_event_source*, int, std::uint32_t, void* context) {
+    server(context).on_keeper_died();
+    return 0;
+  }
+  static int probe(sd_event_source*, int, std::uint32_t, void* context) {
+    server(context).probe_source_.reset();
+    server(context).wake_parked();
+    return 0;
+  }
+  static int peer(sd_event_source*, int fd, std::uint32_t revents, void* context);
+  static int deadline(sd_event_source*, std::uint64_t, void* context) {
+    server(context).on_deadline();
+    return 0;
+  }
+  static int stop(sd_event_source* source, const signalfd_siginfo*, void* context) {
+    server(context).control_.stopping.store(1);
+    return sd_event_exit(sd_event_source_get_event(source), 0);
+  }
+};
+
+namespace {
+/// A peer's source carries its server and its id.
+struct PeerContext {
+  Server* server;
+  std::uint64_t id;
+};
+int check_loop(int r) {
+  if (r < 0) log(Level::Error, "event loop: {}", errno_text(-r));
+  return r;
+}
+}  // namespace
+
+int Callbacks::peer(sd_event_source*, int, std::uint32_t revents, void* context) {
+  const PeerContext& peer = *static_cast<PeerContext*>(context);
+  peer.server->on_peer(peer.id, revents);
+  return 0;
+}
+
+Server::Server(Control& control, kho::Arena arena, std::unique_ptr<HandlerSet> handlers, WorkerMain worker_main)
+    : control_{control}, worker_main_{worker_main}, arena_{std::move(arena)}, handler_set_{std::move(handlers)},
+      buffer_(wire::kMaxMessage) {}
+
+Server::~Server() = default;
+
+Result<> Server::restore(WorkerKind kind) {
+  own_objects_ = std::make_unique<OwnObjects>(control_, [this](std::uint64_t inode) {
+    return engine_ && engine_->find_by_inode(inode).has_value();
+  });
+  LUO_TRY(registry_.add(*own_objects_));
+  for (Handler* handler : handler_set_->registry().all()) LUO_TRY(registry_.add(*handler));
+
+  const auto is_closed = [this](int write_fd) {
+    if (!reader_gone(write_fd)) return false;
+    const HolderWatch::Hit hit = holders_->find(write_fd);
+    if (hit.session.raw() != 0) closed_on_the_way_.push_back(hit.session);
+    return true;
+  };
+  holders_.emplace(LUO_TRY(HolderWatch::make()));
+  engine_.emplace(LUO_TRY_DURING("read the arena", Engine::open(arena_, registry_, is_closed)));
+  state_.emplace(LUO_TRY_DURING("read the arena", State::open(arena_)));
+
+  if (kind == WorkerKind::OfNewImage) {
+    // The commit point of an update of luod: from here on the old worker only exits.
+    auto expected = static_cast<std::uint32_t>(Trial::Trying);
+    if (!control_.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(Trial::Serving)))
+      return fail(ECANCELED, "the old luod has given this update up");
+    [[maybe_unused]] const ssize_t told = write(control_.trial_report_fd, "s", 1);
+  } else {
+    auto expected = static_cast<std::uint32_t>(Trial::Trying);
+    control_.trial_errno = ECANCELED;
+    if (control_.trial.load() == expected) wire::put_text(control_.trial_why, "luod's worker was killed while it waited for the new image");
+    control_.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(Trial::Abandoned));
+  }
+
+  LUO_TRY(close_unnamed());
+  LUO_TRY(build_loop());
+  settle_trial();
+  settle_answers();
+  drop_stale_grants();
+  control_.early_deaths.store(0);
+  served_since_ns_ = monotonic_ns();
+  notify_ready();
+  bool again = false;
+  state_->for_each_update([&](UpdateRec& update) {
+    if (update.phase == static_cast<std::uint32_t>(Phase::Preparing)) tell_prepare(update);
+    again = again || !update.over();
+  });
+  tell_outcomes();
+  if (again) arm_deadlines();
+  return {};
+}
+
+int Server::run() {
+  const int status = sd_event_loop(loop_.get());
+  if (status < 0) {
+    log(Level::Error, "event loop: {}", errno_text(-status));
+    return 1;
+  }
+  sd_notify(0, "STOPPING=1");
+  if (control_.listen_activated == 0) unlink(control_.socket_path);
+  log(Level::Notice, "stopped; {} sessions are given up", engine_->session_count());
+  return 0;
+}
+
+/// The table is shared with the keeper and outlived the last worker: what the arena does not name was
+/// half-way somewhere when that one died. A connection that it had just accepted is taken in.
+Result<> Server::close_unnamed() {
+  std::vector<int> named{0, 1, 2, holders_->fd().raw};
+  append_control_fds(control_, named);
+  engine_->append_fds(named);
+  state_->append_fds(named);
+  named.push_back(arena_.fd().raw);
+
+  int table_size = 0;
+  std::ifstream status{"/proc/self/status"};
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("FDSize:")) table_size = std::stoi(line.substr(7));
+  status.close();
+  if (table_size <= 0) return fail(EIO, "learn the size of the descriptor table from /proc/self/status");
+
+  std::vector<bool> keep(static_cast<std::size_t>(table_size));
+  for (const int fd : named) {
+    if (fd < 0 || fd >= table_size) return fail(EBADMSG, "the arena names descriptor {}, which does not exist", fd);
+    keep[static_cast<std::size_t>(fd)] = true;
+  }
+  for (int fd = 0; fd < table_size; ++fd) {
+    if (keep[static_cast<std::size_t>(fd)] || fcntl(fd, F_GETFD) < 0) continue;
+    if (auto adopted = adopt_connection(fd); !adopted) close_number(fd);
+  }
+  return {};
+}
+
+Result<> Server::adopt_connection(int fd) {
+  int type = 0, listening = 0;
+  socklen_t size = sizeof type;
+  if (!socket_has_path(fd, false, control_.socket_path) || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_SEQPACKET ||
+      getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0 || listening != 0)
+    return fail(ENOENT, "not a connection to luod");
+  const PeerCredentials who = LUO_TRY(peer_credentials(FdRef::borrow(fd)));
+  Change change{arena_};
+  LUO_TRY(state_->add_peer(change, fd, who.uid, who.pid));
+  change.commit();
+  return {};
+}
+
+Result<> Server::build_loop() {
+  sd_event* loop = nullptr;
+  if (const int r = sd_event_new(&loop); r < 0) return fail(-r, "sd_event_new");
+  loop_.reset(loop);
+  const auto io = [&](Source& source, int fd, std::uint32_t events, sd_event_io_handler_t handler) -> Result<> {
+    sd_event_source* raw = nullptr;
+    if (const int r = sd_event_add_io(loop, &raw, fd, events, handler, this); r < 0) return fail(-r, "sd_event_add_io({})", fd);
+    source.reset(raw);
+    return {};
+  };
+  const auto signal = [&](Source& source, int number, sd_event_signal_handler_t handler) -> Result<> {
+    sd_event_source* raw = nullptr;
+    if (const int r = sd_event_add_signal(loop, &raw, number, handler, this); r < 0) return fail(-r, "sd_event_add_signal({})", number);
+    source.reset(raw);
+    return {};
+  };
+  LUO_TRY(io(accept_source_, control_.listen_fd, EPOLLIN, &Callbacks::accept));
+  LUO_TRY(io(holder_source_, holders_->fd().raw, EPOLLIN, &Callbacks::holder));
+  LUO_TRY(signal(term_source_, SIGTERM, &Callbacks::stop));
+  LUO_TRY(signal(int_source_, SIGINT, &Callbacks::stop));
+  // A session whose descriptor was closed is given up before a request of somebody else can see it.
+  check_loop(sd_event_source_set_priority(holder_source_.get(), SD_EVENT_PRIORITY_IMPORTANT));
+
+  Result<> watched;
+  engine_->for_each_session([&](const SessionView& session) {
+    for (const Role role : {Role::Owner, Role::Successor}) {
+      const Holder& holder = session.holder[role == Role::Owner ? 0 : 1];
+      if (holder.write_fd < 0 || !watched) continue;
+      watched = holders_->add(holder.write_fd, session.id, role);
+    }
+  });
+  if (!watched) return watched;
+  std::vector<PeerRec*> all;
+  state_->for_each_peer([&](PeerRec& peer) { all.push_back(&peer); });
+  for (PeerRec* peer : all) LUO_TRY(watch_peer(*peer));
+  watch_keeper();
+  return {};
+}
+
+Result<> Server::watch_peer(PeerRec& record) {
+  auto context = std::make_unique<PeerContext>(PeerContext{this, record.id});
+  sd_event_source* raw = nullptr;
+  if (const int r = sd_event_add_io(loop_.get(), &raw, record.fd, EPOLLIN, &Callbacks::peer, context.get()); r < 0)
+    return fail(-r, "watch a connection: sd_event_add_io({})", record.fd);
+  sd_event_source_set_destroy_callback(raw, [](void* p) { delete static_cast<PeerContext*>(p); });
+  (void)context.release();  // the source owns it now
+  Peer peer;
+  peer.id = record.id;
+  peer.io.reset(raw);
+  peers_.insert_or_assign(record.id, std::move(peer));
+  return {};
+}
+
+/// Answers that were committed but perhaps not sent when the last worker died: sent (again) before anything
+/// else happens, while the descriptors that they name are still what they were.
+void Server::settle_answers() {
+  std::vector<PeerRec*> all;
+  state_->for_each_peer([&](PeerRec& peer) { all.push_back(&peer); });
+  for (PeerRec* record : all) {
+    wire::Header header{};
+    const ssize_t n = recv(record->fd, &header, sizeof header, MSG_PEEK | MSG_DONTWAIT);  // no control buffer: no fds
+    if (n < static_cast<ssize_t>(sizeof header) || header.nonce == 0) continue;
+    const AnswerRec& last = state_->last_answer(*record);
+    if (last.nonce != header.nonce) continue;
+    if (last.sent != 0) {
+      if (auto consumed = consume(FdRef::borrow(record->fd)); !consumed) log(Level::Warning, "{}", consumed.error());
+      continue;
+    }
+    send_answer(peers_.at(record->id), *record);
+  }
+}
+
+void Server::on_accept() {
+  Result<Fd> accepted = accept_packets(FdRef::borrow(control_.listen_fd));
+  if (!accepted) {
+    const int code = accepted.error().code;
+    if (code == EAGAIN || code == ECONNABORTED) return;
+    // No free descriptor: new clients wait in the backlog until some are given back.
+    log(Level::Warning, "{}; new clients wait", std::move(accepted).error().during("accept a client"));
+    sd_event_source_set_enabled(accept_source_.get(), SD_EVENT_OFF);
+    sd_event_source* timer = nullptr;
+    if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 100'000, 0, &Callbacks::accept_again, this)) >= 0)
+      accept_retry_.reset(timer);
+    return;
+  }
+  const auto take_in = [&]() -> Result<> {
+    const PeerCredentials who = LUO_TRY(peer_credentials(*accepted));
+    Change change{arena_};
+    PeerRec* record = LUO_TRY(state_->add_peer(change, accepted->raw(), who.uid, who.pid));
+    (void)accepted->release();  // the arena names it now
+    change.commit();
+    if (auto watched = watch_peer(*record); !watched) {
+      drop_peer(record->id, "cannot be watched");
+      return watched;
+    }
+    return {};
+  };
+  if (auto taken = take_in(); !taken) log(Level::Warning, "{}", std::move(taken).error().during("accept a client"));
+}
+
+void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
+  const auto found = peers_.find(id);
+  PeerRec* record = state_->find_peer(id);
+  if (found == peers_.end() || record == nullptr) return;
+  Peer& peer = found->second;
+  if (peer.blocked) {
+    if ((revents & (EPOLLHUP | EPOLLERR)) != 0) return drop_peer(id, "closed");
+    peer.blocked = false;
+    sd_event_source_set_io_events(peer.io.get(), EPOLLIN);
+    while (!peer.events.empty()) {
+      const auto sent = send(FdRef::borrow(record->fd), peer.events.front(), {}, MSG_DONTWAIT);
+      if (!sent && sent.error().code == EAGAIN) {
+        peer.blocked = true;
+        sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+        return;
+      }
+      peer.events.erase(peer.events.begin());
+    }
+    const AnswerRec& last = state_->last_answer(*record);
+    wire::Header header{};
+    const ssize_t n = recv(record->fd, &header, sizeof header, MSG_PEEK | MSG_DONTWAIT);
+    if (n == static_cast<ssize_t>(sizeof header) && header.nonce == last.nonce && last.sent == 0) send_answer(peer, *record);
+    return;
+  }
+  if (peer.parked) {
+    if ((revents & (EPOLLHUP | EPOLLERR)) != 0) drop_peer(id, "closed");
+    return;
+  }
+  serve(peer, *record);
+}
+
+void Server::drop_peer(std::uint64_t id, std::string_view why) {
+  PeerRec* record = state_->find_peer(id);
+  peers_.erase(id);
+  if (record == nullptr) return;
+  log(Level::Debug, "connection {} ({}, pid {}): {}", id, record->name, record->pid, why);
+  Change change{arena_};
+  const AnswerRec& last = state_->last_answer(*record);
+  // A session that was to be handed out and never left: its read end goes, and with it the session goes
+  // back (or away) as after any other last close.
+  if (last.hand_session != 0 && last.sent == 0)
+    engine_->sent(change, SessionId{last.hand_session}, static_cast<Role>(last.hand_role));
+  state_->remove_peer(change, *record);
+  change.commit();
+  update_lost_peer(id);
+}
+
+void Server::reap_closed() {
+  for (int write_fd : holders_->closed())
+    if (reader_gone(write_fd)) on_holder_closed(write_fd);
+}
+
+void Server::on_holder_closed(int write_fd) {
+  const HolderWatch::Hit hit = holders_->find(write_fd);
+  if (hit.session.raw() == 0) return;
+  holders_->forget(write_fd);
+  const auto before = engine_->find(hit.session);
+  if (!before) return;
+  Change change{arena_};
+  engine_->holder_closed(change, hit.session, hit.role);
+  if (!engine_->find(hit.session)) state_->drop_grants(change, hit.session);
+  change.commit();
+  log(Level::Debug, "session '{}': last descriptor of its {} closed while {}", before->name,
+      hit.role == Role::Owner ? "owner" : "successor", to_string(before->state));
+  update_lost_holder(hit.session, hit.role);
+  wake_parked();
+}
+
+Result<> Server::start_probe(Request& request) {
+  probe_ = LUO_TRY(Probe::start(request.fds[0]));
+  probe_peer_ = request.peer.id;
+  probe_nonce_ = request.header.nonce;
+  sd_event_source* raw = nullptr;
+  if (const int r = sd_event_add_io(loop_.get(), &raw, probe_->pidfd().raw, EPOLLIN, &Callbacks::probe, this); r < 0) {
+    probe_.reset();
+    return fail(-r, "watch the new image: sd_event_add_io");
+  }
+  probe_source_.reset(raw);
+  return {};
+}
+
+void Server::watch_keeper() {
+  const pid_t keeper = control_.keeper_pid.load();
+  Result<Fd> pidfd = open_pidfd(keeper);
+  const bool related = getppid() == keeper || (pidfd && getpgid(keeper) >= 0);
+  if (!pidfd || !related) return on_keeper_died();
+  sd_event_source* raw = nullptr;
+  const int number = pidfd->release();
+  if (check_loop(sd_event_add_io(loop_.get(), &raw, number, EPOLLIN, &Callbacks::keeper, this)) < 0) return close_number(number);
+  sd_event_source_set_io_fd_own(raw, 1);
+  keeper_source_.reset(raw);
+}
+
+void Server::add_deadline_source(std::uint64_t at_us) {
+  sd_event_source* raw = nullptr;
+  if (check_loop(sd_event_add_time(loop_.get(), &raw, CLOCK_MONOTONIC, at_us, 1000, &Callbacks::deadline, this)) >= 0) deadline_source_.reset(raw);
+}
+
+void Server::on_keeper_died() {
+  keeper_source_.reset();
+  waitpid(control_.keeper_pid.load(), nullptr, WNOHANG);  // it was our child, if we made it
+  if (auto keeper = make_keeper(control_, worker_main_); !keeper) {
+    log(Level::Error, "{}; serving on without one", std::move(keeper).error().during("the keeper died; make a new one"));
+    return;
+  }
+  log(Level::Warning, "the keeper died; keeper {} takes its place", control_.keeper_pid.load());
+  notify_ready();
+  watch_keeper();
+}
+
+void Server::notify_ready() {
+  sd_notifyf(0, "READY=1\nMAINPID=%d\nSTATUS=Serving %llu sessions, %llu files", control_.keeper_pid.load(),
+             static_cast<unsigned long long>(engine_->session_count()), static_cast<unsigned long long>(engine_->file_count()));
+  // For people who look into the lock file, and for a second luod, which names us.
+  char text[32];
+  const auto end = fmt::format_to_n(text, sizeof text, "{}\n", control_.keeper_pid.load());
+  if (pwrite(control_.lock_fd, text, end.size, 0) < 0 || ftruncate(control_.lock_fd, static_cast<off_t>(end.size)) != 0)
+    log(Level::Warning, "write the pid into the lock file: {}", errno_text(errno));
+}
+
+}  // namespace luo::daemon

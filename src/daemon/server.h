@@ -1,0 +1,212 @@
+// The worker's server: connections, requests, holders of sessions, updates. One thread, one event loop.
+//
+// A request is peeked, executed and answered in one transaction, the answer is sent, and only then is the
+// request consumed. Killed in between, the next worker finds it still queued: a committed nonce is
+// answered again, anything else is executed for the first time.
+//
+// A request that has to wait (for a session to appear, for an owner to get ready) is *parked*: it stays
+// in its queue, nothing is remembered of it, and it is executed again from the start when something
+// has changed. So waiting survives a crash without any state of its own.
+#pragma once
+#include <systemd/sd-event.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/error.h"
+#include "daemon/control.h"
+#include "daemon/holder_watch.h"
+#include "daemon/keeper.h"
+#include "daemon/own_objects.h"
+#include "daemon/probe.h"
+#include "daemon/state.h"
+#include "handlers/handlers.h"
+#include "luo/engine.h"
+#include "sys/packet_socket.h"
+#include "wire/message.h"
+
+namespace luo::daemon {
+
+struct SdUnref {
+  void operator()(sd_event* e) const noexcept { sd_event_unref(e); }
+  void operator()(sd_event_source* s) const noexcept { sd_event_source_disable_unref(s); }
+};
+using Loop = std::unique_ptr<sd_event, SdUnref>;
+using Source = std::unique_ptr<sd_event_source, SdUnref>;
+
+/// What a command left to be done with its request.
+enum class Next {
+  Answer,  ///< commit, send, consume
+  Park,    ///< leave it queued; it is executed again when something has changed
+};
+
+/// The message under work.
+struct Request {
+  PeerRec& peer;
+  wire::Header header;
+  std::span<const std::byte> payload;
+  std::vector<Fd>& fds;
+  std::uint64_t parked_until_ns;  ///< when it was first parked + its timeout; 0: this is the first time
+  bool stepped = false;           ///< the command has committed a step of its own and is to be parked
+};
+
+/// What goes back. Descriptors are borrowed (the engine's, or a session's read end) unless `owned`.
+struct Reply {
+  std::uint64_t session = 0;
+  std::vector<std::byte> body;
+  std::vector<int> fds;
+  bool owned = false;
+  std::optional<Error> error;  ///< the answer is this error, but the change is committed with it
+  SessionId hand_session{};
+  Role hand_role = Role::Owner;
+
+  template <class T>
+  void put(const T& value) {
+    const auto bytes = std::as_bytes(std::span{&value, 1});
+    body.insert(body.end(), bytes.begin(), bytes.end());
+  }
+};
+
+class Server {
+ public:
+  Server(Control& control, kho::Arena arena, std::unique_ptr<HandlerSet> handlers, WorkerMain worker_main);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  /// Populate: takes over what is in the arena. After an error nothing has been changed there.
+  Result<> restore(WorkerKind kind);
+  /// Serves until luod stops; returns the exit status.
+  int run();
+
+ private:
+  // server.cc: start, loop, connections
+  struct Peer {  ///< what is not in the arena: how a connection is watched
+    std::uint64_t id = 0;
+    Source io;
+    bool blocked = false;        ///< the peer does not read: an answer or events wait
+    bool parked = false;
+    std::uint64_t parked_nonce = 0, parked_until_ns = 0;
+    std::vector<std::vector<std::byte>> events;  ///< to be sent when it reads again
+  };
+  Result<> close_unnamed();
+  Result<> adopt_connection(int fd);
+  Result<> build_loop();
+  Result<> watch_peer(PeerRec& peer);
+  void settle_answers();
+  void on_accept();
+  void on_peer(std::uint64_t id, std::uint32_t revents);
+  void on_holder_closed(int write_fd);
+  void on_keeper_died();
+  void watch_keeper();
+  void drop_peer(std::uint64_t id, std::string_view why);
+  void reap_closed();
+  void notify_ready();
+
+  // requests.cc: one request
+  void serve(Peer& peer, PeerRec& record);
+  void answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error);
+  bool send_answer(Peer& peer, PeerRec& record);  ///< false: blocked or dropped
+  void park(Peer& peer, Request& request);
+  void wake_parked();
+  Result<Next> dispatch(Request& request, Reply& reply, Change& change);
+  Result<Next> hello(Request& request, Reply& reply, Change& change);
+
+  // session_requests.cc
+  struct Handle {
+    SessionId id;
+    Role role;
+    SessionView session;
+  };
+  Result<Handle> handle_of(const Request& request) const;
+  Result<Next> create_session(Request& request, Reply& reply, Change& change);
+  Result<Next> retrieve_session(Request& request, Reply& reply, Change& change);
+  Result<Next> retrieve_wait(Request& request, Reply& reply, Change& change);
+  Result<Next> take_incoming(Request& request, Reply& reply, Change& change, std::span<const char, 64> name);
+  Result<Next> hand_out(Request& request, Reply& reply, Change& change, SessionId id, Role role, const struct HandedPipe& pipe);
+  Result<Next> accept_session(Request& request, Reply& reply, Change& change);
+  Result<Next> present(Request& request, Reply& reply, Change& change);
+  Result<Next> get_name(Request& request, Reply& reply, Change& change);
+  Result<Next> finish(Request& request, Reply& reply, Change& change);
+  Result<Next> renew(Request& request, Reply& reply, Change& change);
+
+  // file_requests.cc
+  Result<Next> preserve(Request& request, Reply& reply, Change& change);
+  Result<Next> preserve_many(Request& request, Reply& reply, Change& change);
+  Result<Next> unpreserve(Request& request, Reply& reply, Change& change);
+  Result<Next> retrieve(Request& request, Reply& reply, Change& change);
+  Result<Next> retrieve_many(Request& request, Reply& reply, Change& change);
+  Result<Next> list_tokens(Request& request, Reply& reply, Change& change);
+
+  // update_requests.cc: barrier and deadlines
+  Result<> may_administer(const Request& request) const;
+  Result<Next> subscribe(Request& request, Reply& reply, Change& change);
+  Result<Next> prepared(Request& request, Reply& reply, Change& change);
+  Result<Next> update_wait(Request& request, Reply& reply, Change& change);
+  Result<Next> update_cancel(Request& request, Reply& reply, Change& change);
+  Result<Next> stop(Request& request, Reply& reply, Change& change);
+  bool concerns(const UpdateRec& update, const PeerRec& peer) const;  ///< is it told to prepare?
+  bool all_ready(const UpdateRec& update) const;
+  void fail_update(Change& change, UpdateRec& update, const Error& error);
+  void tell_prepare(const UpdateRec& update);
+  void tell_outcomes();
+  void send_event(std::uint64_t peer, wire::Event event, std::span<const std::byte> body, std::uint64_t session);
+  void after_commit();  ///< what a committed change makes due: events, wake-ups, the crossing
+  void update_lost_peer(std::uint64_t peer);
+  void update_lost_holder(SessionId session, Role role);
+  void drop_stale_grants();
+  void arm_deadlines();
+  void add_deadline_source(std::uint64_t at_us);
+  void on_deadline();
+  static std::string update_report(const UpdateRec& update);
+
+  // service_update.cc, simulated_update.cc, luod_update.cc
+  Result<Next> update_service(Request& request, Reply& reply, Change& change);
+  Result<Next> take_over(Request& request, Reply& reply, Change& change);
+  void quiesce(Change& change, UpdateRec& update);
+  void complete_handover(Change& change, UpdateRec& update, const SessionView& before);
+  Result<Next> update_simulated(Request& request, Reply& reply, Change& change);
+  void cross_everything(UpdateRec& update);
+  Result<Next> update_luod(Request& request, Reply& reply, Change& change);
+  Result<> begin_trial(Fd image, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms, const std::string& to_version);
+  Result<> start_probe(Request& request);
+  void settle_trial();
+
+  // query.cc
+  Result<Next> query(Request& request, Reply& reply, Change& change);
+  std::string status_json() const;
+  std::string list_json() const;
+  Result<std::string> show_json(std::string_view name) const;
+  Result<> attach_text(Reply& reply, std::string_view text);  ///< as a sealed memfd that the answer owns
+
+  friend struct Callbacks;
+
+  Control& control_;
+  WorkerMain worker_main_;
+  kho::Arena arena_;
+  std::unique_ptr<HandlerSet> handler_set_;
+  std::unique_ptr<OwnObjects> own_objects_;
+  HandlerRegistry registry_;
+  std::optional<Engine> engine_;
+  std::optional<State> state_;
+  std::optional<HolderWatch> holders_;
+  std::vector<SessionId> closed_on_the_way_;  ///< sessions whose close an operation carried out (IsClosed)
+  Loop loop_;
+  Source accept_source_, accept_retry_, holder_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
+  bool outcomes_due_ = false;         ///< an update has ended, or has moved on
+  std::uint64_t cross_due_ = 0;       ///< everybody is ready for this update
+  std::unordered_map<std::uint64_t, Peer> peers_;
+  std::unique_ptr<Probe> probe_;
+  std::uint64_t probe_peer_ = 0, probe_nonce_ = 0;
+  std::uint64_t requests_ = 0;
+  std::uint64_t served_since_ns_ = 0;
+  Received received_;
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace luo::daemon

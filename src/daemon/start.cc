@@ -1,0 +1,159 @@
+#include "daemon/start.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "base/log.h"
+#include "daemon/server.h"
+#include "handlers/handlers.h"
+#include "sys/memfd.h"
+#include "wire/paths.h"
+
+namespace luo::daemon {
+namespace {
+
+constexpr Bytes kArenaSize = 16_GiB;  // reserved addresses; memory comes as it is used
+
+Result<> make_state_dir(const std::string& dir) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path{dir}.parent_path(), error);
+  if (mkdir(dir.c_str(), 0755) != 0 && errno != EEXIST) return sys_fail("make the state directory: mkdir('{}')", dir);
+  return {};
+}
+
+/// One luod for each directory: an flock that lives as long as any of its processes.
+Result<Fd> lock_state_dir(const std::string& dir) {
+  const std::string path = dir + "/luod.lock";
+  Fd lock = Fd::adopt(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+  if (!lock.valid()) return sys_fail("open('{}')", path);
+  if (flock(lock.raw(), LOCK_EX | LOCK_NB) == 0) return lock;
+  if (errno != EWOULDBLOCK) return sys_fail("flock('{}')", path);
+  std::string pid = read_all(lock, 64_KiB).value_or("?");
+  while (!pid.empty() && pid.back() == '\n') pid.pop_back();
+  return fail(EBUSY, "luod is running on {} already, with pid {}; stop it with `luoctl stop`, update it with `luoctl update luod`, "
+                     "or give this one another --state-dir", dir, pid);
+}
+
+struct Listener {
+  Fd fd;
+  bool activated = false;
+};
+
+Result<Listener> make_listener(const std::string& path) {
+  const int given = sd_listen_fds(1);
+  if (given > 1) return fail(EINVAL, "systemd passed {} sockets, luod takes one", given);
+  if (given == 1) {
+    if (sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_SEQPACKET, 1, nullptr, 0) <= 0)
+      return fail(EINVAL, "the socket from systemd is not a listening SOCK_SEQPACKET Unix socket (ListenSequentialPacket=)");
+    fcntl(SD_LISTEN_FDS_START, F_SETFL, O_NONBLOCK);
+    return Listener{Fd::adopt(SD_LISTEN_FDS_START), true};
+  }
+  // We hold the directory's lock; what is left at the path is of a dead one, unless somebody answers there.
+  if (auto living = connect_packets(path)) return fail(EADDRINUSE, "somebody serves on {} already", path);
+  struct stat st{};
+  if (lstat(path.c_str(), &st) == 0) {
+    if (!S_ISSOCK(st.st_mode)) return fail(EEXIST, "{} is there and is not a socket; move it away", path);
+    if (unlink(path.c_str()) != 0) return sys_fail("remove the stale socket: unlink('{}')", path);
+  }
+  return Listener{LUO_TRY(listen_packets(path, 4096)), false};
+}
+
+void raise_nofile() noexcept {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "raise RLIMIT_NOFILE to {}: {}", limit.rlim_max, errno_text(errno));
+}
+
+/// A worker's whole life, in the process that the keeper cloned for it.
+[[noreturn]] void worker_process(Control& control, WorkerKind kind) {
+  log_as("luod worker");
+  prctl(PR_SET_NAME, "luod-worker");
+  control.worker_starts.fetch_add(1);
+  const auto serve = [&]() -> Result<int> {
+    // A mapping of our own; the one that was inherited serves only the control page.
+    Fd own = Fd::adopt(fcntl(control.arena_fd, F_DUPFD_CLOEXEC, 3));
+    if (!own.valid()) return sys_fail("dup of the arena's descriptor");
+    auto arena = kho::Arena::open(std::move(own), Engine::kLayout);
+    if (!arena) {
+      control.damaged.store(arena.error().code == EBADMSG ? 1 : 0);
+      return std::unexpected(std::move(arena).error());
+    }
+    auto handlers = LUO_TRY(make_handlers(control.handlers));
+    static Server server{control, std::move(*arena), std::move(handlers), &worker_process};
+    if (auto restored = server.restore(kind); !restored) {
+      control.damaged.store(restored.error().code == EBADMSG ? 1 : 0);
+      return std::unexpected(std::move(restored).error());
+    }
+    if (kind == WorkerKind::OfNewImage) prctl(PR_SET_PDEATHSIG, 0);
+    return server.run();
+  };
+  const Result<int> status = serve();
+  if (!status) log(Level::Error, "{}", status.error());
+  _exit(status.value_or(1));  // no destructors: what they would close is the keeper's too
+}
+
+}  // namespace
+
+Result<int> start_fresh(const Options& options) {
+  raise_nofile();
+  const std::string dir = options.state_dir.empty() ? LUO_TRY(wire::runtime_folder()) : options.state_dir;
+  std::string socket = options.socket;
+  if (socket.empty()) {
+    const char* from_environment = std::getenv("LUO_SOCKET");
+    socket = from_environment != nullptr && *from_environment != '\0' ? from_environment : dir + "/luod.sock";
+  }
+  Control scratch{};  // for the sizes of its fields
+  if (socket.size() >= sizeof scratch.socket_path) return fail(ENAMETOOLONG, "the socket path '{}' has over {} bytes", socket, sizeof scratch.socket_path - 1);
+  if (dir.size() >= sizeof scratch.state_dir) return fail(ENAMETOOLONG, "the state directory '{}' has over {} bytes", dir, sizeof scratch.state_dir - 1);
+  if (options.handlers.size() >= sizeof scratch.handlers) return fail(EINVAL, "--handlers is too long");
+  LUO_TRY(make_handlers(options.handlers));  // says now what it does not know
+
+  LUO_TRY(make_state_dir(dir));
+  Fd lock = LUO_TRY(lock_state_dir(dir));
+  Listener listener = LUO_TRY(make_listener(socket));
+  kho::Arena arena = LUO_TRY(kho::Arena::create({.name = "luod-arena", .layout = Engine::kLayout, .max_size = kArenaSize}));
+  Fd log_copy = Fd::adopt(fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
+  if (!log_copy.valid()) return sys_fail("dup of stderr");
+
+  Control& control = control_of(arena);
+  control.magic = Control::kMagic;
+  if (getrandom(&control.instance, sizeof control.instance, 0) != sizeof control.instance) return sys_fail("getrandom");
+  control.started_ms = realtime_ms();
+  control.arena_fd = arena.fd().raw;
+  control.listen_fd = listener.fd.release();
+  control.listen_activated = listener.activated ? 1 : 0;
+  control.lock_fd = lock.release();
+  control.log_fd = log_copy.release();
+  wire::put_text(control.state_dir, dir);
+  wire::put_text(control.socket_path, socket);
+  wire::put_text(control.handlers, options.handlers);
+  log(Level::Notice, "serving on {} (state in {})", socket, dir);
+
+  log_as("luod keeper");
+  prctl(PR_SET_NAME, "luod-keeper");
+  Keeper keeper{.control = control, .worker_main = &worker_process};
+  return keeper.run();
+}
+
+Result<int> resume(int arena_fd) {
+  raise_nofile();
+  log_as("luod keeper");
+  prctl(PR_SET_NAME, "luod-keeper");
+  kho::Arena arena = LUO_TRY_DURING("resume", kho::Arena::open(Fd::adopt(arena_fd), Engine::kLayout));
+  Control& control = *LUO_TRY_DURING("resume", checked_control(arena));
+  if (control.trial.load() != static_cast<std::uint32_t>(Trial::Trying)) return fail(EINVAL, "resume: no update of luod is under way");
+  Keeper keeper{.control = control, .worker_main = &worker_process, .new_image = true};
+  return keeper.run();
+}
+
+}  // namespace luo::daemon

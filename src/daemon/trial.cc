@@ -1,0 +1,72 @@
+#include "daemon/trial.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "wire/message.h"
+
+namespace luo::daemon {
+namespace {
+
+bool move_trial(Control& control, Trial to) noexcept {
+  auto expected = static_cast<std::uint32_t>(Trial::Trying);
+  return control.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(to));
+}
+
+[[noreturn]] void take_back(Control& control, WorkerMain worker_main) {
+  dup3(control.log_fd, STDERR_FILENO, 0);
+  log(Level::Error, "update of luod: {} ({}); the old one goes on", control.trial_why, errno_text(control.trial_errno));
+  log_as("luod keeper");
+  prctl(PR_SET_NAME, "luod-keeper");
+  prctl(PR_SET_PDEATHSIG, 0);
+  Keeper keeper{.control = control, .worker_main = worker_main};
+  _exit(keeper.run());
+}
+
+}  // namespace
+
+void keep_over_exec(const std::vector<int>& fds) noexcept {
+  for (const int fd : fds) fcntl(fd, F_SETFD, 0);
+}
+
+void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, FdRef report, std::uint32_t timeout_ms) {
+  control.trial.store(static_cast<std::uint32_t>(Trial::Trying));
+  syscall(SYS_pidfd_send_signal, keeper_pidfd.raw, kExecRequest, nullptr, 0);
+
+  const std::uint64_t deadline = monotonic_ns() + std::uint64_t{timeout_ms} * 1'000'000;
+  for (;;) {
+    const std::uint64_t now = monotonic_ns();
+    pollfd waits[] = {{keeper_pidfd.raw, POLLIN, 0}, {report.raw, POLLIN, 0}};
+    const int left_ms = deadline > now ? static_cast<int>((deadline - now) / 1'000'000 + 1) : 0;
+    const int n = poll(waits, 2, left_ms);
+    if (n < 0 && errno == EINTR) continue;
+    const auto trial = static_cast<Trial>(control.trial.load());
+    if (trial == Trial::Serving || trial == Trial::None) _exit(0);
+    // The keeper could not exec: it is the old one still, and starts the next worker when this one is gone.
+    if (trial == Trial::Abandoned) _exit(0);
+    const bool keeper_died = (waits[0].revents & POLLIN) != 0;
+    const bool late = n == 0 && monotonic_ns() >= deadline;
+    if (!keeper_died && !late) continue;
+
+    control.trial_errno = late ? ETIMEDOUT : ECHILD;
+    wire::put_text(control.trial_why, late ? fmt::format("the new luod did not serve within {} ms", timeout_ms)
+                                           : std::string{"the new luod died before it served"});
+    if (!move_trial(control, Trial::Abandoned)) continue;  // it serves after all
+    if (late) {
+      syscall(SYS_pidfd_send_signal, keeper_pidfd.raw, SIGKILL, nullptr, 0);
+      pollfd dead{keeper_pidfd.raw, POLLIN, 0};
+      while (poll(&dead, 1, -1) < 0 && errno == EINTR) {
+      }
+    }
+    take_back(control, worker_main);
+  }
+}
+
+}  // namespace luo::daemon

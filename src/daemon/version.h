@@ -1,0 +1,4 @@
+#pragma once
+namespace luo::daemon {
+inline constexpr const char* kVersion = LUO_VERSION;
+}
