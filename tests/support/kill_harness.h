@@ -43,7 +43,7 @@ struct KillCount {
 Result<KillCount> kill_at_every_syscall(const KillCase& c);
 
 /// At every instruction, see above; `real_kills` of them, evenly spread, by SIGKILL.
-Result<KillCount> kill_at_every_instruction(const KillCase& c, unsigned real_kills = 8);
+Result<KillCount> kill_at_every_instruction(const KillCase& c, unsigned real_kills = 4);
 
 /// What to use in this build: under a sanitizer an operation has many times the instructions, most of them
 /// the sanitizer's own, so that only the system calls are taken there.

@@ -78,6 +78,16 @@ Result<bool> MemoryCopy::update() {
   return true;
 }
 
+bool MemoryCopy::update_known() noexcept {
+  bool changed = false;
+  for (auto& [at, page] : pages_) {
+    if (std::memcmp(page.data(), watched_at_ + at, sizeof(Page)) == 0) continue;
+    std::memcpy(page.data(), watched_at_ + at, sizeof(Page));
+    changed = true;
+  }
+  return changed;
+}
+
 Result<Fd> MemoryCopy::copy() {
   struct stat st{};
   if (::fstat(watched_.raw(), &st) != 0) return sys_fail("fstat(fd {})", watched_.raw());

@@ -1,6 +1,7 @@
 #include "support/tracee.h"
 
 #include <elf.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
@@ -8,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 
 namespace luo::test {
@@ -46,7 +48,21 @@ Result<Tracee> Tracee::fork(const std::function<void()>& body) {
   tracee.deliver_ = 0;
   if (::ptrace(PTRACE_SETOPTIONS, pid, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL) != 0)
     return sys_fail("ptrace(SETOPTIONS, {})", pid);
+  const std::string path = fmt::format("/proc/{}/task/{}/stat", pid, pid);
+  tracee.stat_ = Fd::adopt(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!tracee.stat_.valid()) return sys_fail("open({})", path);
   return tracee;
+}
+
+Result<std::uint64_t> Tracee::page_faults() const {
+  char text[512];
+  const ssize_t got = ::pread(stat_.raw(), text, sizeof text - 1, 0);
+  if (got <= 0) return sys_fail("pread(stat of process {})", pid_);
+  text[got] = '\0';
+  const char* at = std::strrchr(text, ')');  // the name before it may contain anything
+  for (int field = 2; at != nullptr && field < 10; ++field) at = std::strchr(at + 1, ' ');
+  if (at == nullptr) return fail(EPROTO, "stat of process {}: {}", pid_, text);
+  return std::strtoull(at, nullptr, 10);
 }
 
 Result<Stop> Tracee::wait() {

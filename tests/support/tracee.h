@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/fd.h"
 
 namespace luo::test {
 
@@ -24,7 +25,7 @@ class Tracee {
  public:
   /// Forks; the child stops before `body`, and ends with status 0 after it. If we die, it dies.
   static Result<Tracee> fork(const std::function<void()>& body);
-  Tracee(Tracee&& from) noexcept : pid_{std::exchange(from.pid_, -1)}, deliver_{from.deliver_} {}
+  Tracee(Tracee&& from) noexcept : pid_{std::exchange(from.pid_, -1)}, deliver_{from.deliver_}, stat_{std::move(from.stat_)} {}
   Tracee& operator=(Tracee&&) = delete;
   ~Tracee() { kill(); }
 
@@ -35,6 +36,8 @@ class Tracee {
   Result<Stop> step();
   /// Where its next instruction lies.
   Result<std::uint64_t> pc() const;
+  /// Page faults that needed no reading, so far. A page of memory that it touches first costs one.
+  Result<std::uint64_t> page_faults() const;
   /// SIGKILL, then reaps it. Nothing, if it has ended.
   void kill() noexcept;
 
@@ -43,7 +46,8 @@ class Tracee {
   Result<Stop> resume(int request);
   Result<Stop> wait();
   pid_t pid_;
-  int deliver_ = 0;
+  int deliver_ = 0;  ///< signal that stopped it
+  Fd stat_;          ///< /proc/PID/task/PID/stat
 };
 
 }  // namespace luo::test
