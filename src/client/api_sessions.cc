@@ -59,7 +59,7 @@ Result<> expect_free_number() {
 /// Name as the uAPI has it. 64 bytes or more keep no NUL, so that luod answers as the kernel does.
 template <class Arg>
 void put_name(Arg& arg, std::string_view name) {
-  std::memcpy(arg.name, name.data(), std::min(name.size(), sizeof arg.name));
+  name.copy(arg.name, sizeof arg.name);
 }
 
 int obtain(luo_connection* c, Operation operation, const char* verb, const char* name, wire::Command command,

@@ -20,7 +20,7 @@ Result<> control(FdRef fd, unsigned long command, T& arg, const char* name) {
 
 Result<Fd> session(FdRef device, unsigned long command, std::string_view name, const char* shown) {
   luo_uapi_session arg{};
-  std::memcpy(arg.name, name.data(), std::min(name.size(), sizeof arg.name));
+  std::ranges::copy(name.substr(0, sizeof arg.name), arg.name);
   LUO_TRY(control(device, command, arg, shown));
   return Fd::adopt(arg.fd);
 }

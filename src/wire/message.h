@@ -122,7 +122,7 @@ std::string_view text_in(const char (&field)[N]) {
 template <std::size_t N>
 void put_text(char (&field)[N], std::string_view text) {
   std::memset(field, 0, N);
-  std::memcpy(field, text.data(), text.size() < N ? text.size() : N - 1);
+  text.copy(field, N - 1);
 }
 
 /// "PRESERVE_FD", for messages to people; "command 0x1234" if it is none of ours.
