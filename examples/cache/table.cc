@@ -161,7 +161,9 @@ void Table::erase(kho::Tx& tx, Place place) noexcept {
   tx.set(record_->entries, record_->entries - 1);
   if (entry->expire_ms != 0) tx.set(record_->expiring, record_->expiring - 1);
   tx.release(arena_->ref_of(entry));
-  if (record_->buckets > kSegmentBuckets && record_->entries < record_->buckets / 4) shrink(tx);
+  // Four, so that the table keeps up with its keys going away.
+  for (int i = 0; i < 4 && record_->buckets > kSegmentBuckets && record_->entries < record_->buckets / 4; ++i)
+    shrink(tx);
 }
 
 // Adds one bucket and moves to it what belongs there from the bucket that it splits. Without memory
