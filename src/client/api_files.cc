@@ -29,7 +29,7 @@ std::int32_t trouble_in_message(int fd) {
 }
 
 bool is_about_descriptors(const Error& error) noexcept {
-  return !error.what.empty() && (error.code == EBADF || error.code == EINVAL);
+  return error.code == EBADF || error.code == EINVAL;
 }
 
 /// One batch; `errors` says for each what became of it.
@@ -45,14 +45,15 @@ Result<> preserve_batch(luo_connection& c, int session, std::span<const int> fds
   };
   std::ranges::transform(fds, errors.begin(), trouble_with);
   build();
-  auto answer = c.ask_about(session, c.request);
-  if (!answer && is_about_descriptors(answer.error())) {
+  auto sent = c.exchange_about(session, c.request);
+  if (!sent && is_about_descriptors(sent.error())) {
     std::ranges::transform(fds, errors.begin(), trouble_in_message);
     build();
-    answer = c.ask_about(session, c.request);
+    sent = c.exchange_about(session, c.request);
   }
-  if (!answer) return std::unexpected(std::move(answer).error());
-  const auto results = wire::parse_array<wire::ManyResult>(answer->payload);
+  if (!sent) return std::unexpected(std::move(sent).error());
+  const Answer answer = LUO_TRY(verdict(*std::move(sent)));
+  const auto results = wire::parse_array<wire::ManyResult>(answer.payload);
   if (!results || results->elements.size() != fds.size()) return fail(EPROTO, "luod answered for another number of files");
   for (std::size_t i = 0; i < fds.size(); ++i) errors[i] = results->elements[i].error;
   return {};
@@ -96,12 +97,13 @@ int luo_preserve_fd(struct luo_connection* c, int session, int fd, uint64_t toke
           c->request.start(wire::Command::PreserveFd, 0, 0, error)
               .arg(wire::TokenArg{.size = 0, .fd = fd, .token = token});
           if (error == 0) c->request.add_fd(fd);
-          return c->ask_about(session, c->request);
+          return c->exchange_about(session, c->request);
         };
-        auto answer = attempt(trouble_with(fd));
-        if (!answer && is_about_descriptors(answer.error()))
-          if (const std::int32_t error = trouble_in_message(fd); error != 0) answer = attempt(error);
-        if (!answer) return std::unexpected(std::move(answer).error());
+        auto sent = attempt(trouble_with(fd));
+        if (!sent && is_about_descriptors(sent.error()))
+          if (const std::int32_t error = trouble_in_message(fd); error != 0) sent = attempt(error);
+        if (!sent) return std::unexpected(std::move(sent).error());
+        LUO_TRY(verdict(*std::move(sent)));
         return 0;
       });
 }

@@ -42,7 +42,7 @@ Result<std::unique_ptr<luo_connection>> connect_to(const std::string& where) {
     if (who.ticket != 0) ticket_used = false;
     return std::unexpected(std::move(connection).error());
   }
-  return std::make_unique<luo_connection>(std::move(*connection), who.ticket != 0);
+  return std::make_unique<luo_connection>(std::move(*connection));
 }
 
 /// The kernel takes a number for the new descriptor before it looks at the name, so a full table is

@@ -85,7 +85,7 @@ TEST(LuoOpen, UsesTheTicketForOneConnectionOfTheProcess) {
   setenv("LUO_TICKET", "1f", 1);
   {
     FakeLuod luod{[](FakeLuod& self) {
-      EXPECT_EQ(self.hello.arg<wire::HelloArg>().ticket, 0x1FU);
+      EXPECT_EQ(self.hello.arg<wire::HelloArg>().ticket, 0x1FU);  // and luod's answer repeats it
       self.expect_end();
     }};
     EXPECT_TRUE(luo_is_successor(connect(luod).get()));
@@ -94,6 +94,16 @@ TEST(LuoOpen, UsesTheTicketForOneConnectionOfTheProcess) {
     EXPECT_EQ(self.hello.arg<wire::HelloArg>().ticket, 0U);
     self.expect_end();
   }};
+  EXPECT_FALSE(luo_is_successor(connect(luod).get()));
+  unsetenv("LUO_TICKET");
+}
+
+TEST(LuoOpen, IsNoSuccessorIfLuodDoesNotKnowTheTicket) {
+  setenv("LUO_TICKET", "1f", 1);
+  FakeLuod luod{[](FakeLuod& self) {
+    self.answer(self.expect(Command::Hello), 0, wire::HelloArg{});
+    self.expect_end();
+  }, false};
   EXPECT_FALSE(luo_is_successor(connect(luod).get()));
   unsetenv("LUO_TICKET");
 }
@@ -320,6 +330,12 @@ TEST_F(LuoFileTest, PreserveSendsTheFile) {
   EXPECT_EQ(luo_preserve_fd(luo(), session(), file.raw(), 3), -EEXIST);
   EXPECT_THAT(luo_last_error(), testing::MatchesRegex("preserve fd [0-9]+ as token 3 in session fd [0-9]+: File exists "
                                                       "\\[EEXIST\\]; the token is in use in this session"));
+}
+
+TEST_F(LuoFileTest, LuodsOwnSentenceReplacesTheHint) {
+  serve([](FakeLuod& self) { self.refuse(self.expect(Command::UnpreserveFd), EBUSY, "an update\x1b[2J is under way"); });
+  EXPECT_EQ(luo_unpreserve_fd(luo(), session(), 3), -EBUSY);
+  EXPECT_THAT(luo_last_error(), testing::EndsWith(": an update?[2J is under way: Device or resource busy [EBUSY]"));
 }
 
 TEST_F(LuoFileTest, PreserveLetsLuodJudgeABadDescriptor) {

@@ -6,6 +6,14 @@
 
 namespace luo::client {
 
+Result<Answer> verdict(Answer answer) {
+  if (answer.header.error == 0) return answer;
+  std::string text{reinterpret_cast<const char*>(answer.payload.data()), answer.payload.size()};
+  // It may quote names that others chose; what is printed must not command a terminal.
+  std::ranges::replace_if(text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
+  return std::unexpected(Error{answer.header.error, std::move(text)});
+}
+
 Connection::Connection(Fd socket, std::unique_ptr<EventQueue> events)
     : socket_{std::move(socket)}, events_{std::move(events)}, buffer_{new std::byte[wire::kMaxMessage]} {}
 
@@ -29,8 +37,8 @@ Result<> Connection::say_hello(const Introduction& who) {
   hello.ticket = who.ticket;
   wire::put_text(hello.name, who.name);
   request.start(wire::Command::Hello, 0, 0).arg(hello);
-  const Answer answer = LUO_TRY(call(request));
-  if (answer.header.error != 0) return fail(answer.header.error, "luod refused the connection");
+  Answer raw = LUO_TRY(call(request));
+  const Answer answer = LUO_TRY(verdict(std::move(raw)));
   auto parsed = wire::parse_arg<wire::HelloArg>(answer.payload);
   if (!parsed) return broken(Error{EPROTO, "answer to HELLO: " + parsed.error().what});
   hello_ = *parsed;

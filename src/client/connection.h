@@ -19,11 +19,14 @@
 namespace luo::client {
 
 struct Answer {
-  wire::Header header;  ///< .error is luod's verdict: 0 or a positive errno
+  wire::Header header;  ///< .error is luod's verdict: 0 or a positive errno, and then the payload may be a sentence
   std::vector<std::byte> payload;
   std::vector<Fd> fds;
   bool fds_missing = false;  ///< there was no free number for some (the first ones are here)
 };
+
+/// The answer if luod did what it was asked, else its errno and sentence.
+Result<Answer> verdict(Answer answer);
 
 struct Introduction {
   std::string name;          ///< of the program, for people

@@ -47,6 +47,13 @@ constexpr Hint kHints[] = {
 std::string_view hint(Operation operation, int code) noexcept {
   for (const Hint& entry : kHints)
     if (entry.operation == operation && entry.code == code) return entry.text;
+  return {};
+}
+
+namespace {
+
+/// Hints that hold whatever was asked.
+std::string_view common_hint(int code) noexcept {
   switch (code) {
     case ECONNRESET: return "luod is gone: connect again when it serves";
     case EOWNERDEAD: return "this connection belongs to the parent process: after fork, luo_open() one of your own";
@@ -56,9 +63,14 @@ std::string_view hint(Operation operation, int code) noexcept {
   }
 }
 
+}  // namespace
+
 int report(Operation operation, std::string_view goal, const Error& error) noexcept {
   try {
-    const std::string_view advice = hint(operation, error.code);
+    // luod's own sentence says more than we can; where it is, or what we met ourselves, needs the hint.
+    std::string_view advice;
+    if (error.what.empty() || operation == Operation::Open) advice = hint(operation, error.code);
+    if (advice.empty()) advice = common_hint(error.code);
     sentence = fmt::format("{}: {}{}{}{}{}", goal, error.what, error.what.empty() ? "" : ": ", errno_text(error.code),
                            advice.empty() ? "" : "; ", advice);
   } catch (...) {

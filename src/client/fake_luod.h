@@ -96,8 +96,14 @@ class FakeLuod {
   template <class T = wire::PlainArg>
   void answer(const Request& to, int error = 0, const T& arg = T{}, std::span<const int> fds = {},
               std::uint64_t session = 0) {
-    builder_.start(to.header.command, to.header.nonce, session != 0 ? session : to.header.session, error).arg(arg);
+    builder_.start(to.header.command, to.header.nonce, session != 0 ? session : to.header.session, error);
+    if (error == 0) builder_.arg(arg);
     for (const int fd : fds) builder_.add_fd(fd);
+    post();
+  }
+  void refuse(const Request& to, int error, std::string_view why) {
+    builder_.start(to.header.command, to.header.nonce, to.header.session, error);
+    builder_.add_bytes(std::as_bytes(std::span{why}));
     post();
   }
   template <class T>

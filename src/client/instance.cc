@@ -13,13 +13,17 @@ namespace wire = luo::wire;
 
 luo_connection::luo_connection(Fd kernel_device) : owner{getpid()}, successor{false}, device{std::move(kernel_device)} {}
 
-luo_connection::luo_connection(luo::client::Connection to_luod, bool is_successor)
-    : owner{getpid()}, successor{is_successor}, connection{std::move(to_luod)} {}
+luo_connection::luo_connection(luo::client::Connection to_luod)
+    : owner{getpid()}, successor{to_luod.hello().ticket != 0}, connection{std::move(to_luod)} {}
 
 Result<Answer> luo_connection::ask(wire::Builder& message) {
   Answer answer = LUO_TRY(connection->call(message));
-  if (answer.header.error != 0) return std::unexpected(Error{answer.header.error, ""});
-  return answer;
+  return luo::client::verdict(std::move(answer));
+}
+
+Result<Answer> luo_connection::ask_about(int session, wire::Builder& message) {
+  Answer answer = LUO_TRY(exchange_about(session, message));
+  return luo::client::verdict(std::move(answer));
 }
 
 Result<SessionRef> luo_connection::look_at(int session) const {
@@ -35,33 +39,31 @@ Result<std::uint64_t> luo_connection::present(int session, const SessionRef& ref
   if (flags < 0 || (flags & O_PATH) != 0) return luo::fail(EBADF, "session fd {} is O_PATH", session);
   wire::Builder message;
   message.start(wire::Command::Present, 0, 0).arg(wire::PlainArg{}).add_fd(session);
-  const auto answer = ask(message);
-  if (!answer) {
-    // luod says "no session of mine" with EBADF; an ioctl on such a descriptor says ENOTTY.
-    if (answer.error().code == EBADF && answer.error().what.empty()) return std::unexpected(Error{ENOTTY, ""});
-    return std::unexpected(answer.error());
-  }
-  const std::uint64_t handle = answer->header.session;
+  Answer answer = LUO_TRY(connection->call(message));
+  // luod says "no session of mine" with EBADF; an ioctl on such a descriptor says ENOTTY.
+  if (answer.header.error == EBADF) return luo::fail(ENOTTY, "luod does not know fd {} as a session", session);
+  const Answer good = LUO_TRY(luo::client::verdict(std::move(answer)));
+  const std::uint64_t handle = good.header.session;
   sessions_[session] = {ref.inode, ref.device, handle, {}};
   return handle;
 }
 
-Result<Answer> luo_connection::ask_about(int session, wire::Builder& message) {
+Result<Answer> luo_connection::exchange_about(int session, wire::Builder& message) {
   const SessionRef ref = LUO_TRY(look_at(session));
-  if (ref.in_kernel) return std::unexpected(Error{ENOTTY, ""});
+  if (ref.in_kernel) return luo::fail(ENOTTY, "fd {} is not a pipe", session);
   const auto known = sessions_.find(session);
   const bool from_memory =
       known != sessions_.end() && known->second.inode == ref.inode && known->second.device == ref.device;
   const std::uint64_t handle = from_memory ? known->second.handle : LUO_TRY(present(session, ref));
-  auto answer = ask(message.set_session(handle));
-  // EBADF with an empty `what` comes from luod. Either it does not know the handle (any more), or it
-  // reports what we said of an argument; only if the handle changes was it the former.
-  if (answer || answer.error().code != EBADF || !answer.error().what.empty() || !from_memory) return answer;
+  auto answer = connection->call(message.set_session(handle));
+  if (!answer || answer->header.error != EBADF || !from_memory) return answer;
+  // Either luod does not know the handle (any more), or it reports what we said of an argument; only if
+  // the handle changes was it the former.
   const std::string name = known->second.name;
   const std::uint64_t anew = LUO_TRY(present(session, ref));
   sessions_[session].name = name;
   if (anew == handle) return answer;
-  return ask(message.set_session(anew));
+  return connection->call(message.set_session(anew));
 }
 
 Result<Fd> luo_connection::receive_session(Answer answer, std::string_view name) {

@@ -34,17 +34,19 @@ struct SessionRef {
 
 struct luo_connection {
   explicit luo_connection(luo::Fd kernel_device);
-  explicit luo_connection(luo::client::Connection to_luod, bool is_successor);
+  explicit luo_connection(luo::client::Connection to_luod);
 
   bool is_kernel() const noexcept { return device.valid(); }
 
   // --- with `mutex` held ---------------------------------------------------------------------------
 
-  /// Sends a request that is about no session. An errno of luod's is an Error with an empty `what`.
+  /// Sends a request that is about no session. Errors: luod's verdict, and those of Connection::call().
   luo::Result<luo::client::Answer> ask(luo::wire::Builder& request);
   /// Sends a request about `session`; presents the descriptor first if luod does not know it from us, and
-  /// once more if luod has forgotten it. The same errors; ENOTTY: it is no session of this luod.
+  /// once more if luod has forgotten it. Errors: the same; EBADF, ENOTTY: it is no session of this luod.
   luo::Result<luo::client::Answer> ask_about(int session, luo::wire::Builder& request);
+  /// The same, but an errno that luod gave is in the answer; an Error comes from this side.
+  luo::Result<luo::client::Answer> exchange_about(int session, luo::wire::Builder& request);
   /// What `session` is. EBADF: not open. Only of those in luod does one need a handle.
   luo::Result<luo::client::SessionRef> look_at(int session) const;
   /// Takes the session fd out of an answer that hands one out, accepts it, and remembers its handle.
