@@ -95,7 +95,7 @@ Result<ArenaInfo> Arena::inspect(FdRef memfd) {
     LogHeader log{};
     if (::pread(memfd.raw, &log, sizeof log, static_cast<off_t>(kLogAt)) != sizeof log)
       return sys_fail("pread(fd {}, undo log)", memfd.raw);
-    return ArenaInfo{constants.layout, constants.format, Bytes{LUO_TRY(memory_of(memfd))}, log.tail != 0};
+    return ArenaInfo{constants.layout, constants.format, Bytes{LUO_TRY(memory_of(memfd))}, tail_of(log.tail) != 0};
   };
   return LUO_TRY_DURING("inspect arena", look());
 }

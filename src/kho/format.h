@@ -98,12 +98,20 @@ static_assert(kChunkBytes / 16 == kBitmapWords * 64);
 /// At kLogAt. Independent of every layout: an arena of any version is rolled back by these alone.
 struct LogHeader {
   std::uint64_t magic;
-  std::uint64_t tail;  ///< bytes of entries that count; 0: no transaction is open. Stored last.
+  std::uint64_t tail;  ///< tail_word() of the bytes of entries that count; 0 bytes: no transaction is open
   std::uint64_t zero[6];
 };
 static_assert(sizeof(LogHeader) == 64);
 inline constexpr std::uint64_t kLogMagic = 0x474f4c4f444e55ff;  // 0xff "UNDOLOG"
 inline constexpr std::uint64_t kLogCapacity = kLogBytes - sizeof(LogHeader);
+
+/// The tail carries a check of its own: entries behind it are whole, of transactions that are done, and must
+/// not be taken for an open one because of a damaged bit. Still one store.
+constexpr std::uint64_t tail_word(std::uint64_t tail) noexcept {
+  return ((tail * 0x9e3779b1 ^ 0x5bd1e995) << 32) | (tail & 0xffffffff);
+}
+constexpr bool is_tail_word(std::uint64_t word) noexcept { return word == tail_word(word & 0xffffffff); }
+constexpr std::uint64_t tail_of(std::uint64_t word) noexcept { return word & 0xffffffff; }
 
 /// Followed by the old bytes, padded with zeros to 8.
 struct LogEntry {

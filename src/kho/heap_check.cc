@@ -1,5 +1,6 @@
 // What must hold in a heap. Nothing here trusts what it reads: an index is compared before it is used.
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "kho/heap.h"
@@ -16,6 +17,12 @@ std::string_view name_of(ChunkState state) noexcept {
     case ChunkState::Large: return "large";
   }
   return "unknown";
+}
+
+/// Cheaper than comparing field by field: takeover asks it of most chunks.
+bool is_zero(const Chunk& chunk) noexcept {
+  const auto words = std::bit_cast<std::array<std::uint64_t, sizeof(Chunk) / 8>>(chunk);
+  return (words[0] | words[1] | words[2] | words[3]) == 0;
 }
 
 }  // namespace
@@ -87,9 +94,8 @@ Result<> Heap::check_table() const {
     LUO_TRY(check_record(index, chunk));
     LUO_TRY(check_links(index, chunk));
     const std::uint32_t end = index + (std::uint32_t{1} << chunk.order);
-    static constexpr Chunk kInside{};
     for (std::uint32_t i = index + 1; i < end; ++i)
-      if (std::memcmp(&table_[i], &kInside, sizeof kInside) != 0)
+      if (!is_zero(table_[i]))
         return fail(EBADMSG, "chunk {}: has a record of its own inside the block of chunk {}", i, index);
     if (chunk.state == ChunkState::Large) {
       ++blocks;

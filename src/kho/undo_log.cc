@@ -5,7 +5,7 @@
 namespace luo::kho {
 
 void UndoLog::format(std::byte* base) noexcept {
-  const LogHeader head{.magic = kLogMagic, .tail = 0, .zero = {}};
+  const LogHeader head{.magic = kLogMagic, .tail = tail_word(0), .zero = {}};
   std::memcpy(base + kLogAt, &head, sizeof head);
 }
 
@@ -42,7 +42,8 @@ Result<> UndoLog::adopt(const MayWrite& may_write) {
   if (head_->magic != kLogMagic) return fail(EBADMSG, "undo log: magic is {:#x}", head_->magic);
   if (std::ranges::any_of(head_->zero, [](std::uint64_t word) { return word != 0; }))
     return fail(EBADMSG, "undo log: reserved words of its header are used");
-  const std::uint64_t tail = head_->tail;
+  if (!is_tail_word(head_->tail)) return fail(EBADMSG, "undo log: tail is {:#x}, which does not check", head_->tail);
+  const std::uint64_t tail = tail_of(head_->tail);
   if (tail > kLogCapacity || tail % 8 != 0) return fail(EBADMSG, "undo log: tail {} of {}", tail, kLogCapacity);
   std::uint64_t place = 0, last = 0;
   while (place < tail) {

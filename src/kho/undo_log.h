@@ -77,7 +77,7 @@ class UndoLog {
 
   void store_tail() noexcept {
     std::atomic_signal_fence(std::memory_order_seq_cst);
-    std::atomic_ref{head_->tail}.store(tail_, std::memory_order_relaxed);
+    std::atomic_ref{head_->tail}.store(tail_word(tail_), std::memory_order_relaxed);
     std::atomic_signal_fence(std::memory_order_seq_cst);
   }
 
