@@ -15,7 +15,7 @@
 namespace luo::kho {
 namespace {
 
-/// What a release may need of the log at commit, joined neighbours aside (those stop in time).
+/// What a release needs of the log at commit at most (456), free neighbours joined aside: those can wait.
 constexpr std::size_t kReleaseRoom = 512;
 /// What an allocation that grows and splits may need.
 constexpr std::size_t kGrowRoom = 16 << 10;
@@ -146,7 +146,9 @@ Tx::~Tx() {
 
 Result<PhysAddr> Tx::allocate(std::size_t bytes) {
   LUO_CHECK(arena_ != nullptr);
-  return PhysAddr{LUO_TRY(arena_->impl_->heap.allocate(bytes))};
+  Arena::Impl& impl = *arena_->impl_;
+  impl.heap.keep_log_room(impl.releases.size() * kReleaseRoom);
+  return PhysAddr{LUO_TRY(impl.heap.allocate(bytes))};
 }
 
 void Tx::release(PhysAddr block) noexcept {
@@ -193,8 +195,11 @@ std::size_t Tx::room() const noexcept {
 void Tx::commit() noexcept {
   LUO_CHECK(arena_ != nullptr);
   Arena::Impl& impl = *arena_->impl_;
-  for (const std::uint64_t block : impl.releases)
+  std::size_t left = impl.releases.size();
+  for (const std::uint64_t block : impl.releases) {
+    impl.heap.keep_log_room(--left * kReleaseRoom);
     if (const auto hole = impl.heap.release(block)) impl.holes.push_back(*hole);
+  }
   impl.log.commit();
   for (const Heap::Hole& hole : impl.holes) impl.heap.punch(hole);
   impl.holes.clear();

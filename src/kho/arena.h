@@ -194,7 +194,7 @@ class Tx {
   void back_to(Mark mark) noexcept;
 
   /// Bytes left in the log, beyond what the releases need at commit; a save of n bytes takes at most n + 32,
-  /// an allocation about 120, and now and then (a new chunk, growth) up to 8 KiB.
+  /// a release 512, an allocation about 120, and now and then (a new chunk, growth) up to 8 KiB.
   std::size_t room() const noexcept;
 
   void commit() noexcept;

@@ -27,6 +27,9 @@ class Heap {
   /// A block's address. ENOMEM; on error everything is as before.
   Result<std::uint64_t> allocate(std::uint64_t bytes);
 
+  /// Joining free neighbours, which can wait, leaves that much of the log to what cannot.
+  void keep_log_room(std::uint64_t bytes) noexcept { keep_log_room_ = bytes; }
+
   /// Chunks whose memory can go back to the kernel once the transaction has been committed.
   struct Hole {
     std::uint32_t first, count;
@@ -91,6 +94,7 @@ class Heap {
   std::uint64_t* backed_ = nullptr;
   UndoLog* log_ = nullptr;
   int fd_ = -1;
+  std::uint64_t keep_log_room_ = 0;
 };
 
 }  // namespace luo::kho

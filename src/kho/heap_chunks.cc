@@ -12,8 +12,8 @@ namespace {
 
 constexpr std::uint32_t kMinStep = 32;   ///< chunks that get memory at once: 2 MiB ..
 constexpr std::uint32_t kMaxStep = 256;  ///< .. 16 MiB
-/// Neighbours are not joined when the log has less left: a commit must never run out of it.
-constexpr std::uint64_t kJoinRoom = 64 << 10;
+/// Of the log, for one more free block joined and the result put into its list.
+constexpr std::uint64_t kJoinRoom = 512;
 
 /// Doubling, within bounds: few calls while the heap is large, little taken while it is small.
 std::uint32_t step_at(std::uint32_t frontier) noexcept {
@@ -124,7 +124,7 @@ void Heap::free_chunks(std::uint32_t index, unsigned order) noexcept {
     table_[at] = Chunk{};
   };
   std::uint32_t first = index;
-  while (order + 1 < kOrders && log_->room() > kJoinRoom) {
+  while (order + 1 < kOrders && log_->room() > keep_log_room_ + kJoinRoom) {
     const std::uint32_t buddy = first ^ (std::uint32_t{1} << order);
     if (std::uint64_t{buddy} + (std::uint64_t{1} << order) > state_->frontier) break;
     if (table_[buddy].state != ChunkState::Free || table_[buddy].order != order) break;
