@@ -32,6 +32,9 @@ Checker::Checker(const Engine::Impl& engine, bool ask_kernel)
       blocks_{engine.arena.stats().blocks} {}
 
 Result<> Checker::run() {
+  const HandlersRecord* handlers = block(arena_, root_.handlers, kHandlersMagic);
+  if (root_.magic != kRootMagic || handlers == nullptr || handlers->count != engine_.handlers.size())
+    return damaged(root_.handlers.at, "no list of {} handlers", engine_.handlers.size());
   LUO_TRY(tables());
   LUO_TRY(list(root_.outgoing.sessions, Where::Outgoing));
   LUO_TRY(list(root_.incoming.sessions, Where::Incoming));

@@ -60,9 +60,12 @@ Result<> Engine::Impl::take_over() {
     handlers.push_back(handler);
   }
   LUO_TRY((Checker{*this, false}.run()));
-  Change change{arena};
-  LUO_TRY(name_handlers(change.tx));
-  change.commit();
+  const auto known = [&](const Handler* handler) { return std::ranges::find(handlers, handler) != handlers.end(); };
+  if (!std::ranges::all_of(registry.all(), known)) {
+    Change change{arena};
+    LUO_TRY(name_handlers(change.tx));
+    change.commit();
+  }
   sweep();
   return {};
 }

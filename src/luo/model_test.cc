@@ -96,7 +96,7 @@ class RandomRun {
   void operation() {
     const std::uint64_t what = pick(100);
     if (what < 14) return create();
-    if (what < 24) return retrieve_session();
+    if (what < 26) return retrieve_session();
     const auto chosen = any();
     if (chosen == model_.sessions.end()) return create();
     const SessionId id{chosen->first};
@@ -108,7 +108,7 @@ class RandomRun {
     if (what < 82) return close(id, s);
     if (what < 86) return renew(id, s);
     if (what < 90) return prepare_or_cancel(id, s);
-    if (what < 96) return succession(id, s);
+    if (what < 97) return succession(id, s);
     cross();
   }
 
@@ -182,8 +182,12 @@ class RandomRun {
           (void)fd.release();
         });
   }
+  /// Mostly one that is there.
+  std::uint64_t some_token(const ModelSession& s) {
+    return s.files.empty() || pick(5) == 0 ? pick(12) : s.files[pick(s.files.size())].token;
+  }
   void unpreserve(SessionId id, ModelSession& s) {
-    const std::uint64_t token = pick(12);
+    const std::uint64_t token = some_token(s);
     const auto file = std::ranges::find(s.files, token, &ModelFile::token);
     const int expected = !Model::is_out(s) ? EINVAL : !Model::open_for_files(s) ? EBUSY : file == s.files.end() ? ENOENT : 0;
     attempt(
@@ -191,7 +195,7 @@ class RandomRun {
         [&] { s.files.erase(file); });
   }
   void retrieve(SessionId id, ModelSession& s) {
-    const std::uint64_t token = pick(12);
+    const std::uint64_t token = some_token(s);
     const auto file = std::ranges::find(s.files, token, &ModelFile::token);
     const Role role = pick(2) == 0 ? Role::Owner : Role::Successor;
     const bool may = s.state == SessionState::Retrieved || s.state == SessionState::Finished ||

@@ -188,7 +188,7 @@ void Engine::Impl::holder_closed(Change& change, SessionRecord& session, Role ro
 void Engine::Impl::end(Change& change, SessionRecord& session, Ending ending) {
   kho::Tx& tx = change.tx;
   if (state_of(session) != SessionState::Finished) {
-    if (session.called == 0) call_ending(session, ending);
+    call_ending(session, ending);
     tx.set(side(session).files, side(session).files - session.files.count);
     if (state_of(session) == SessionState::Retrieved) move(tx, session, SessionEvent::Finish);
   }
@@ -295,7 +295,6 @@ Result<> Engine::Impl::add_successor(Change& change, SessionRecord& session, con
     return fail(EBUSY, "add a successor to session '{}': it has one already, process {}", name, session.holder[1].pid);
   }
   LUO_TRY(reserve_holder(change.tx));
-  change.tx.set(session.epoch, session.epoch + 1);
   set_holder(change, session, Role::Successor, holder, owner);
   return {};
 }

@@ -237,6 +237,24 @@ TEST(Cross, ASecondOneDropsWhatNobodyClaimed) {
   EXPECT_EQ(w.state(next), SessionState::Incoming);
 }
 
+TEST(Cross, ALargeDroppedSessionIsFinishedOnceAndSweptInSteps) {
+  World w;
+  w.fake.identify = [](const FileInfo& f) { return Identity{1, static_cast<std::uint64_t>(f.fd), false}; };
+  const SessionId id = w.create("large");
+  const Fd one = memfd();
+  for (std::uint64_t token = 0; token < 1000; ++token) w.preserve(id, token, duplicate(one));
+  w.cross();
+  w.cross();
+  w.take_calls();
+  w.engine->sweep();
+  const Calls calls = w.take_calls();
+  ASSERT_EQ(calls.size(), 1000U);
+  EXPECT_EQ(calls.front(), "finish- 999");
+  EXPECT_EQ(calls.back(), "finish- 0");
+  EXPECT_THAT(w.fds(), IsEmpty());
+  w.expect_sound();
+}
+
 TEST(Cross, DropsOnceMoreBeforeTheFirstDropIsSwept) {
   World w;
   const SessionId a = w.create("a");
