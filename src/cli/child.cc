@@ -1,0 +1,144 @@
+#include "cli/child.h"
+
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "sys/memfd.h"
+#include "sys/process.h"
+
+namespace luo::cli {
+namespace {
+
+Result<Log> open_to_append(const std::string& path, int flags) {
+  Fd file = Fd::adopt(open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC | O_NOCTTY | flags, 0644));
+  if (!file.valid()) return sys_fail("open('{}')", path);
+  struct stat info;
+  if (fstat(file.raw(), &info) != 0) return sys_fail("fstat('{}')", path);
+  if (!S_ISREG(info.st_mode)) return Log{path, std::move(file), 0};
+  return Log{path, std::move(file), static_cast<std::uint64_t>(info.st_size)};
+}
+
+/// A session's name as a file's name: any byte but NUL may be in the former.
+std::string as_file_name(std::string name) {
+  std::ranges::replace_if(name, [](char c) { return static_cast<unsigned char>(c) <= 0x20 || c == '/' || c == 0x7f; }, '_');
+  return name + ".log";
+}
+
+}  // namespace
+
+Result<Log> open_log(const std::string& chosen, pid_t owner, const std::string& socket, const std::string& session) {
+  if (!chosen.empty()) return LUO_TRY_DURING("--log", open_to_append(chosen, O_CREAT));
+  if (owner > 0) {
+    // Through /proc it is the same file even if it was renamed, or lies in another mount namespace.
+    const std::string link = fmt::format("/proc/{}/fd/2", owner);
+    struct stat info;
+    if (stat(link.c_str(), &info) == 0 && S_ISREG(info.st_mode))
+      if (auto log = open_to_append(link, 0)) {
+        if (auto path = read_link(log->file)) log->path = *std::move(path);
+        return log;
+      }
+  }
+  const auto path = std::filesystem::path{socket}.replace_filename(as_file_name(session));
+  return LUO_TRY_DURING("make a log for the new process (choose another with --log)",
+                        open_to_append(path.string(), O_CREAT | O_NOFOLLOW));
+}
+
+std::string last_words(const Log& log) {
+  constexpr std::uint64_t kMost = 4096;
+  struct stat info;
+  if (fstat(log.file.raw(), &info) != 0 || !S_ISREG(info.st_mode)) return {};
+  const auto size = static_cast<std::uint64_t>(info.st_size);
+  const std::uint64_t from = std::max(log.begin, size > kMost ? size - kMost : 0);
+  if (from >= size) return {};
+  std::string text(size - from, '\0');
+  const ssize_t n = pread(log.file.raw(), text.data(), text.size(), static_cast<off_t>(from));
+  text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
+  if (from > log.begin)
+    if (const auto line = text.find('\n'); line != std::string::npos) text.erase(0, line + 1);
+  return text;
+}
+
+namespace {
+
+/// In the child: becomes the program, or says through `report` why not.
+[[noreturn]] void become(const Program& program, std::vector<char*>& argv, int null, int log, int report) {
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  setsid();
+  if (dup2(null, STDIN_FILENO) >= 0 && dup2(log, STDOUT_FILENO) >= 0 && dup2(log, STDERR_FILENO) >= 0 &&
+      syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) == 0) {
+    for (const auto& [name, value] : program.environment) setenv(name.c_str(), value.c_str(), 1);
+    execvp(argv[0], argv.data());
+  }
+  const int error = errno;
+  (void)!write(report, &error, sizeof error);
+  _exit(127);
+}
+
+}  // namespace
+
+Result<Child> start_detached(const Program& program, const Log& log) {
+  LUO_CHECK(!program.argv.empty());
+  std::vector<char*> argv;
+  for (const std::string& word : program.argv) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  const Fd null = Fd::adopt(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  if (!null.valid()) return sys_fail("open('/dev/null')");
+  // Above 2, so that the child's dup2 calls cannot run over them.
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return sys_fail("pipe2(O_CLOEXEC)");
+  const Fd read_end = Fd::adopt(ends[0]);
+  Fd write_end = Fd::adopt(ends[1]);
+  Fd report = Fd::adopt(fcntl(write_end.raw(), F_DUPFD_CLOEXEC, 3));
+  const Fd high_null = Fd::adopt(fcntl(null.raw(), F_DUPFD_CLOEXEC, 3));
+  const Fd high_log = Fd::adopt(fcntl(log.file.raw(), F_DUPFD_CLOEXEC, 3));
+  if (!report.valid() || !high_null.valid() || !high_log.valid()) return sys_fail("fcntl(F_DUPFD_CLOEXEC)");
+  write_end.close();
+
+  const pid_t pid = fork();
+  if (pid < 0) return sys_fail("fork");
+  if (pid == 0) become(program, argv, high_null.raw(), high_log.raw(), report.raw());
+  report.close();
+  int error = 0;
+  ssize_t n;
+  do n = read(read_end.raw(), &error, sizeof error);  // its end: exec has closed the other side
+  while (n < 0 && errno == EINTR);
+  if (n == sizeof error) {
+    waitpid(pid, nullptr, 0);
+    errno = error;
+    return sys_fail("start '{}'", program.argv[0]);
+  }
+  return Child{pid, LUO_TRY(open_pidfd(pid))};
+}
+
+std::string how_it_ended(const Child& child) {
+  int status = 0;
+  if (waitpid(child.pid, &status, 0) != child.pid) return "ended";
+  if (WIFEXITED(status)) return fmt::format("exited with status {}", WEXITSTATUS(status));
+  return fmt::format("was killed by signal {} ({})", WTERMSIG(status), sigdescr_np(WTERMSIG(status)));
+}
+
+void terminate(const Child& child, std::chrono::milliseconds grace) {
+  // Not reaped yet, so the number is still its own.
+  kill(child.pid, SIGTERM);
+  pollfd ended{child.pidfd.raw(), POLLIN, 0};
+  int n;
+  do n = poll(&ended, 1, static_cast<int>(grace.count()));
+  while (n < 0 && errno == EINTR);
+  if (n == 0) kill(child.pid, SIGKILL);
+  waitpid(child.pid, nullptr, 0);
+}
+
+}  // namespace luo::cli

@@ -1,0 +1,145 @@
+#include "cli/options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <sstream>
+#include <string_view>
+
+namespace luo::cli {
+namespace {
+
+constexpr double kLongestTimeout = 24 * 60 * 60;
+
+constexpr const char* kFooter =
+    "Examples:\n"
+    "  luoctl status                                      is luod there, what does it hold?\n"
+    "  luoctl list                                        all sessions\n"
+    "  luoctl show vm-7                                   one session and its files\n"
+    "  luoctl update luod                                 replace luod; services notice nothing\n"
+    "  luoctl update service cache -- luo-cache --port 6379\n"
+    "                                                     replace the service that owns session 'cache'\n"
+    "  luoctl --json status | jq .sessions                for programs\n\n"
+    "luod is found at --socket, else $LUO_SOCKET, else /run/luo/luod.sock (root) or\n"
+    "$XDG_RUNTIME_DIR/luo/luod.sock.\n\n"
+    "Exit status: 0 done, 1 refused or failed (what was there before goes on), 2 wrong usage,\n"
+    "3 no luod can be reached.";
+
+/// The library does not know of "--" and what follows it.
+class ServiceHelp : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App*, std::string) const override {
+    return "Usage: luoctl update service [OPTIONS] SESSION -- COMMAND [ARGUMENTS...]\n";
+  }
+};
+
+void add_timeout(CLI::App& command, double& seconds, const char* what) {
+  command.add_option("--timeout", seconds, what)->check(CLI::Range(0.001, kLongestTimeout))->type_name("SECONDS");
+}
+
+}  // namespace
+
+Parsed parse_options(int argc, const char* const* argv) {
+  // What follows "--" belongs to the command to be started, whatever it looks like.
+  const char* const* end = argv + argc;
+  const char* const* dashes =
+      std::find_if(argv, end, [](const char* word) { return std::string_view{word} == "--"; });
+  Options options;
+  if (dashes != end) options.command.assign(dashes + 1, end);
+
+  CLI::App app{"luoctl asks luod, the agent of the Live Update Orchestrator, and orders updates.", "luoctl"};
+  app.set_version_flag("--version", LUO_VERSION);
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.add_option("--socket", options.socket, "luod's socket")->type_name("PATH");
+  app.add_flag("--json", options.json, "print JSON instead of text; failures too: {\"ok\": false, \"error\": ...}");
+
+  const auto does = [&options](CLI::App* command, Action action) {
+    command->callback([&options, action] { options.action = action; });
+    return command;
+  };
+
+  does(app.add_subcommand("status", "what luod is and how much it holds"), Action::Status)
+      ->footer("Examples:\n"
+               "  luoctl status\n"
+               "  luoctl --socket /tmp/d/luod.sock status            another luod\n"
+               "  luoctl --json status | jq .worker_pid");
+  does(app.add_subcommand("list", "all sessions"), Action::List)
+      ->footer("Examples:\n"
+               "  luoctl list\n"
+               "  luoctl --json list | jq -r '.sessions[].name'\n\n"
+               "HOLDER says whether a process holds the session's descriptor: held, handed out (sent, not\n"
+               "yet accepted), or none (kept for whoever retrieves it).");
+  auto* show = does(app.add_subcommand("show", "one session and its files"), Action::Show);
+  show->add_option("session", options.session, "its name, as luoctl list prints it")->required();
+  show->footer("Examples:\n"
+               "  luoctl show vm-7\n"
+               "  luoctl --json show vm-7 | jq '.files_list[].token'");
+
+  auto* update = app.add_subcommand("update", "replace luod, a service, or everything");
+  update->require_subcommand(1);
+  update->fallthrough();
+  update->footer("Examples:\n"
+                 "  luoctl update luod --image /usr/local/bin/luod\n"
+                 "  luoctl update service cache -- /opt/new/luo-cache --port 6379\n"
+                 "  luoctl update simulated                            what a kexec would do, without one\n\n"
+                 "Help for each: luoctl update luod --help, and so on.");
+
+  double timeout = 0;
+  auto* luod = does(update->add_subcommand("luod", "replace the running luod by another image"), Action::UpdateLuod);
+  luod->add_option("--image", options.image, "the new luod (default: the luod beside luoctl)")->type_name("PATH");
+  add_timeout(*luod, timeout, "for the new luod to serve, else the old one goes on (default: 10)");
+  luod->footer("Examples:\n"
+               "  luoctl update luod\n"
+               "  luoctl update luod --image /opt/luo-0.2/bin/luod --timeout 5\n\n"
+               "Sessions, files and connections stay. If the new image cannot be run, reads no state of this\n"
+               "luod, or does not serve in time, the old luod goes on and the new one's last words are printed.");
+
+  auto* service = does(update->add_subcommand("service", "replace the process that owns a session"), Action::UpdateService);
+  service->formatter(std::make_shared<ServiceHelp>());
+  service->add_option("session", options.session, "the session that the service owns")->required();
+  add_timeout(*service, timeout, "for the whole update (default: 120)");
+  service->add_option("--log", options.log,
+                      "where the new process's output is appended (default: the file that the old one's\n"
+                      "stderr is, else SESSION.log beside luod's socket)")
+      ->type_name("FILE");
+  service->footer("Examples:\n"
+                  "  luoctl update service cache -- luo-cache --port 6379\n"
+                  "  luoctl update service cache --timeout 20 --log /var/log/cache.log -- /opt/new/luo-cache\n\n"
+                  "COMMAND is started in the background with LUO_TICKET in its environment, gets warm beside the\n"
+                  "old process, and takes the session over. If it exits, hangs, or the old process refuses, the\n"
+                  "old one goes on, COMMAND is ended, and its last words are printed. Ctrl-C calls it off.");
+
+  auto* simulated = does(update->add_subcommand("simulated", "take everything across as a kexec would"), Action::UpdateSimulated);
+  add_timeout(*simulated, timeout, "for all services to get ready (default: 60)");
+  simulated->footer("Examples:\n"
+                    "  luoctl update simulated\n"
+                    "  luoctl update simulated --timeout 5\n\n"
+                    "For development: every session becomes incoming and has to be retrieved by name, as after a\n"
+                    "reboot into a new kernel. Services that refuse call it off.");
+
+  does(app.add_subcommand("stop", "end luod; everything that it holds is given up"), Action::Stop)
+      ->footer("Examples:\n"
+               "  luoctl stop\n\n"
+               "To replace luod without losing anything: luoctl update luod.");
+
+  const auto usage = [](std::string text) { return Parsed{std::nullopt, kUsage, std::move(text)}; };
+  try {
+    app.parse(static_cast<int>(dashes - argv), argv);
+  } catch (const CLI::ParseError& e) {
+    std::ostringstream out, err;
+    const bool asked = app.exit(e, out, err) == 0;
+    return {std::nullopt, asked ? kDone : kUsage, asked ? out.str() : "luoctl: " + err.str()};
+  }
+  if (options.action == Action::UpdateService && options.command.empty())
+    return usage("luoctl: what to start is missing: luoctl update service " + options.session + " -- COMMAND...\n");
+  if (options.action != Action::UpdateService && dashes != end)
+    return usage("luoctl: only update service takes a command after \"--\"\n");
+  if (options.session.empty() && (options.action == Action::UpdateService || options.action == Action::Show))
+    return usage("luoctl: a session's name has 1 to 63 bytes (see luoctl list)\n");
+  options.timeout_ms = static_cast<std::uint32_t>(timeout * 1000 + 0.5);
+  return {std::move(options), kDone, {}};
+}
+
+}  // namespace luo::cli

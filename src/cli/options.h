@@ -1,0 +1,35 @@
+// What was asked on luoctl's command line.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace luo::cli {
+
+enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop };
+
+/// luoctl's exit statuses; documented in its help and manual page.
+enum ExitStatus : int { kDone = 0, kFailed = 1, kUsage = 2, kUnreachable = 3 };
+
+struct Options {
+  Action action = Action::Status;
+  std::string socket;                ///< empty: the rule of wire/paths.h
+  bool json = false;
+  std::string session;               ///< Show, UpdateService
+  std::string image;                 ///< UpdateLuod; empty: the luod beside luoctl
+  std::uint32_t timeout_ms = 0;      ///< 0: luod's default
+  std::string log;                   ///< UpdateService; empty: chosen by open_log()
+  std::vector<std::string> command;  ///< UpdateService: what follows "--"
+};
+
+struct Parsed {
+  std::optional<Options> options;  ///< none: print `text` and leave with `status`
+  ExitStatus status = kDone;       ///< kDone: help was asked for, goes to stdout
+  std::string text;
+};
+
+/// Single-threaded; `argv` as main gets it.
+Parsed parse_options(int argc, const char* const* argv);
+
+}  // namespace luo::cli
