@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -74,22 +75,32 @@ void raise_nofile() noexcept {
   if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "raise RLIMIT_NOFILE to {}: {}", limit.rlim_max, errno_text(errno));
 }
 
+/// Gives back a mapping of the arena that was inherited from the process that cloned this one.
+void drop_mapping(Control& control) noexcept {
+  struct stat st{};
+  if (fstat(control.arena_fd, &st) != 0) return;
+  munmap(reinterpret_cast<std::byte*>(&control) - kho::Arena::kControlOffset, static_cast<std::size_t>(st.st_size));
+}
+
 /// A worker's whole life, in the process that the keeper cloned for it.
-[[noreturn]] void worker_process(Control& control, WorkerKind kind) {
+[[noreturn]] void worker_process(Control& inherited, WorkerKind kind) {
   log_as("luod worker");
   prctl(PR_SET_NAME, "luod-worker");
-  control.worker_starts.fetch_add(1);
+  inherited.worker_starts.fetch_add(1);
   const auto serve = [&]() -> Result<int> {
-    // A mapping of our own; the one that was inherited serves only the control page.
-    Fd own = Fd::adopt(fcntl(control.arena_fd, F_DUPFD_CLOEXEC, 3));
+    // The number stays the keeper's, whatever happens here: the table is shared.
+    Fd own = Fd::adopt(fcntl(inherited.arena_fd, F_DUPFD_CLOEXEC, 3));
     if (!own.valid()) return sys_fail("dup of the arena's descriptor");
     auto arena = kho::Arena::open(std::move(own), Engine::kLayout);
     if (!arena) {
-      control.damaged.store(arena.error().code == EBADMSG ? 1 : 0);
+      inherited.damaged.store(arena.error().code == EBADMSG ? 1 : 0);
       return std::unexpected(std::move(arena).error());
     }
+    Control& control = control_of(*arena);
+    drop_mapping(inherited);
     auto handlers = LUO_TRY(make_handlers(control.handlers));
-    static Server server{control, std::move(*arena), std::move(handlers), &worker_process};
+    // Never destroyed: what it would close is the keeper's too.
+    Server& server = *new Server{control, std::move(*arena), std::move(handlers), &worker_process};
     if (auto restored = server.restore(kind); !restored) {
       control.damaged.store(restored.error().code == EBADMSG ? 1 : 0);
       return std::unexpected(std::move(restored).error());
@@ -99,7 +110,7 @@ void raise_nofile() noexcept {
   };
   const Result<int> status = serve();
   if (!status) log(Level::Error, "{}", status.error());
-  _exit(status.value_or(1));  // no destructors: what they would close is the keeper's too
+  _exit(status.value_or(1));
 }
 
 }  // namespace

@@ -70,6 +70,7 @@ class Arena {
  public:
   static constexpr unsigned kRoots = 8;
   static constexpr std::size_t kControlBytes = 4096;
+  static constexpr std::size_t kControlOffset = 4096;  ///< of the control page, from the start of the mapping
 
   /// A new, empty arena in a memfd of its own (CLOEXEC). Errors: EINVAL (sizes), ENOMEM, EMFILE,
   /// ENOSPC (no memory for the first pages).
