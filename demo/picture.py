@@ -158,7 +158,7 @@ def zooms(canvas, zoomed, clients, probe, report, y):
         length = (event.end - event.start) / 1e6
         margin = max(8.0, length * 0.35)
         across = svg.Axis(-margin, length + margin, left, left + width)
-        up = svg.Axis(0.02, 1000.0, y + height, y, log=True)
+        up = svg.Axis(0.005, 1000.0, y + height, y, log=True)
         canvas.rect(across(0), y, across(length) - across(0), height, COLOURS[kind], fill_opacity="0.13")
         frame(canvas, across, up, left, left + width, y, height, "ms since it began", 6)
         canvas.text(left, y - 6, f"{WHAT[kind]}: {length:.0f} ms, pause {event.pause_ns / 1e6:.1f} ms", 12, COLOURS[kind], font_weight="bold")

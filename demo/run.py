@@ -164,8 +164,8 @@ class Demo:
         self.verify = stages.Client(stage, "luo-verify", self.verify_arguments("run", self.port, "clients.trace"))
         self.probe = stages.Client(stage, "luo-probe", ["luo-probe", "--trace", stage.directory / "probe.trace",
                                                          "--interval-us", 200])
-        benchmarks = [stages.Benchmark(stage, "redis-benchmark", self.port, options.connections, 1, 200_000),
-                      stages.Benchmark(stage, "redis-benchmark -P 16", self.port, options.connections, 16, 1_000_000)]
+        benchmarks = [stages.Benchmark(stage, "redis-benchmark", self.port, options.connections, 1, 40_000),
+                      stages.Benchmark(stage, "redis-benchmark -P 16", self.port, options.connections, 16, 250_000)]
         self.run_events()
         self.progress.step("the load ends; reading every key")
         complaints = [text for benchmark in benchmarks for text in benchmark.finish()]
