@@ -58,40 +58,40 @@ void Server::serve(Peer& peer, PeerRec& record) {
   Reply reply;
   Change change{arena_};
   const Change::Mark begin = change.mark();
-  bool reaped = false;
-  for (;;) {
-    Result<Next> next = short_of_fds ? fail(EMFILE, "luod has no free descriptors") : dispatch(request, reply, change);
-    if (next && *next == Next::Park) {
-      if (!request.stepped) change.tx.abort();
-      received_.fds.clear();
-      park(peer, request);
-      return after_commit();  // a command that waits may have committed a step of its own
-    }
-    if (next) return answer(peer, record, request, change, reply, reply.error ? &*reply.error : nullptr);
-    change.back_to(begin);
-    reply = Reply{};
-    const int code = next.error().code;
-    if (code == EBADMSG) {
-      change.tx.abort();
-      log(Level::Notice, "connection {} ({}, pid {}): {}; closed", id, record.name, record.pid, next.error());
-      return drop_peer(id, "broken framing");
-    }
-    if (code == EINPROGRESS) {
-      change.tx.abort();
-      received_.fds.clear();
-      return park(peer, request);
-    }
-    // What others have closed, but we have not looked at yet, may be what is in the way.
-    if ((code == EMFILE || code == ENOSPC) && !short_of_fds && !reaped) {
-      reaped = true;
-      change.tx.abort();
-      reap_closed();
-      if (state_->find_peer(id) == nullptr) return;
-      record.tries = 0;
-      return serve(peer, record);
-    }
-    return answer(peer, record, request, change, reply, &next.error());
+  Result<Next> next = short_of_fds ? fail(EMFILE, "luod has no free descriptors") : dispatch(request, reply, change);
+  if (next && *next == Next::Park) {
+    if (!request.stepped) change.tx.abort();
+    received_.fds.clear();
+    park(peer, request);
+    return after_commit();  // a command that waits may have committed a step of its own
   }
+  if (next) return answer(peer, record, request, change, reply, reply.error ? &*reply.error : nullptr);
+  change.back_to(begin);
+  reply = Reply{};
+  const int code = next.error().code;
+  if (code == EBADMSG) {
+    change.tx.abort();
+    log(Level::Notice, "connection {} ({}, pid {}): {}; closed", id, record.name, record.pid, next.error());
+    return drop_peer(id, "broken framing");
+  }
+  if (code == EINPROGRESS) {
+    change.tx.abort();
+    received_.fds.clear();
+    return park(peer, request);
+  }
+  // What others have closed, but we have not looked at yet, may be what is in the way.
+  if (code == EMFILE || code == ENOSPC) {
+    change.tx.abort();
+    received_.fds.clear();
+    if (!reap_closed()) {
+      Change fresh{arena_};
+      return answer(peer, record, request, fresh, reply, &next.error());
+    }
+    if (state_->find_peer(id) == nullptr) return;
+    record.tries = 0;
+    return serve(peer, record);  // ends: each round has given descriptors back
+  }
+  return answer(peer, record, request, change, reply, &next.error());
 }
 
 void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error) {

@@ -324,9 +324,14 @@ void Server::drop_peer(std::uint64_t id, std::string_view why) {
   update_lost_peer(id);
 }
 
-void Server::reap_closed() {
-  for (int write_fd : holders_->closed())
-    if (reader_gone(write_fd)) on_holder_closed(write_fd);
+bool Server::reap_closed() {
+  bool any = false;
+  for (const int write_fd : holders_->closed()) {
+    if (!reader_gone(write_fd) || holders_->find(write_fd).session.raw() == 0) continue;
+    on_holder_closed(write_fd);
+    any = true;
+  }
+  return any;
 }
 
 void Server::on_holder_closed(int write_fd) {

@@ -105,7 +105,7 @@ class Server {
   void on_keeper_died();
   void watch_keeper();
   void drop_peer(std::uint64_t id, std::string_view why);
-  void reap_closed();
+  bool reap_closed();  ///< whether it gave anything back
   void notify_ready();
 
   // requests.cc: one request
