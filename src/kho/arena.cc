@@ -71,15 +71,17 @@ Result<Arena> Arena::open(Fd memfd, const Layout& expected) {
       return fail(EPROTO, "it holds {}, expected is {}", to_string(constants.layout), to_string(expected));
     const Geometry& geometry = constants.geometry;
     Mapping mapping = LUO_TRY(Mapping::map(memfd, geometry.file_bytes, Mapping::Kind::Shared));
+    const auto may_write = [&](std::uint64_t at, std::uint64_t length) { return may_roll_back(geometry, at, length); };
     UndoLog log{mapping.at()};
-    LUO_TRY(log.adopt([&](std::uint64_t at, std::uint64_t length) { return may_roll_back(geometry, at, length); }));
+    LUO_TRY(log.adopt(may_write));
     if (log.tail() == 0) {
       LUO_TRY(check_state(mapping.at(), geometry, memfd));
     } else {
-      // Rolled back on private copies of the pages first, so that nothing is written if that does not help.
-      Mapping trial = LUO_TRY(Mapping::map(memfd, geometry.file_bytes, Mapping::Kind::Private));
-      UndoLog trial_log{trial.at()};
-      LUO_TRY(trial_log.adopt([&](std::uint64_t at, std::uint64_t length) { return may_roll_back(geometry, at, length); }));
+      // Rolled back on private copies of the metadata's pages first, so that nothing is written if that
+      // does not help.
+      Mapping trial = LUO_TRY(Mapping::map(memfd, geometry.heap_at, Mapping::Kind::Private));
+      UndoLog trial_log{trial.at(), geometry.heap_at};
+      LUO_TRY(trial_log.adopt(may_write));
       trial_log.roll_back_to(0);
       LUO_TRY(check_state(trial.at(), geometry, memfd));
     }
@@ -202,6 +204,7 @@ void Tx::commit() noexcept {
   }
   impl.log.commit();
   for (const Heap::Hole& hole : impl.holes) impl.heap.punch(hole);
+  if (!impl.releases.empty()) impl.heap.trim();
   impl.holes.clear();
   impl.releases.clear();
   impl.in_transaction = false;

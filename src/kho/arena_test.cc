@@ -277,6 +277,29 @@ TEST(Arena, GivesMemoryOfLargeBlocksBackAfterTheCommit) {
   ASSERT_TRUE(arena.check());
 }
 
+TEST(Arena, GivesMemoryOfManySmallBlocksBackToo) {
+  Arena arena = make_arena(512_MiB);
+  std::vector<PhysAddr> blocks;
+  while (blocks.size() < 20000) {
+    Tx tx{arena};
+    for (unsigned i = 0; i < 1000; ++i) blocks.push_back(tx.allocate(9000).value());
+    tx.commit();
+  }
+  const std::uint64_t full = memory_in(arena);
+  EXPECT_GT(full, 170U << 20);
+  while (!blocks.empty()) {
+    Tx tx{arena};
+    for (unsigned i = 0; i < 500; ++i, blocks.pop_back()) tx.release(blocks.back());
+    tx.commit();
+  }
+  // Half as much as was in use may stay, and 64 MiB: against going back and forth.
+  EXPECT_LT(memory_in(arena), full - (90U << 20));
+  EXPECT_LE(arena.stats().committed_bytes, 72U << 20);
+  ASSERT_TRUE(arena.check());
+  Tx tx{arena};
+  EXPECT_TRUE(tx.allocate(200 << 20));
+}
+
 TEST(Tx, UndoesEverythingUnlessItIsCommitted) {
   Arena arena = make_arena();
   Ref<std::uint64_t> number;

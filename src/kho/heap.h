@@ -17,6 +17,8 @@ namespace luo::kho {
 
 /// Released blocks from this size on give their memory back to the kernel.
 inline constexpr std::uint64_t kPunchFrom = 1 << 20;
+/// Memory of free chunks that is kept in any case, and beside it half as much as is in use.
+inline constexpr std::uint64_t kKeepFree = 64 << 20;
 
 class Heap {
  public:
@@ -38,6 +40,9 @@ class Heap {
   std::optional<Hole> release(std::uint64_t at) noexcept;
   /// After the commit. What the kernel refuses stays with us.
   void punch(Hole hole) noexcept;
+  /// After the commit: if much more memory is free than used, that of the large free block which the last
+  /// releases made goes back too. Small blocks come in many sizes; their chunks go this way.
+  void trim() noexcept;
 
   bool is_allocated(std::uint64_t at, std::uint64_t bytes) const noexcept;
   bool is_block_start(std::uint64_t at) const noexcept;
@@ -95,6 +100,7 @@ class Heap {
   UndoLog* log_ = nullptr;
   int fd_ = -1;
   std::uint64_t keep_log_room_ = 0;
+  std::uint32_t grown_free_ = 0;  ///< index + 1 of the last free block that became large; a hint for trim()
 };
 
 }  // namespace luo::kho

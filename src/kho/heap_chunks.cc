@@ -12,6 +12,8 @@ namespace {
 
 constexpr std::uint32_t kMinStep = 32;   ///< chunks that get memory at once: 2 MiB ..
 constexpr std::uint32_t kMaxStep = 256;  ///< .. 16 MiB
+/// Free blocks from this order on (4 MiB) are worth giving back.
+constexpr unsigned kTrimOrder = 6;
 /// Of the log, for one more free block joined and the result put into its list.
 constexpr std::uint64_t kJoinRoom = 512;
 
@@ -135,6 +137,7 @@ void Heap::free_chunks(std::uint32_t index, unsigned order) noexcept {
   }
   if (first != index) clear(index);
   push_free(first, order);
+  if (order >= kTrimOrder) grown_free_ = first + 1;
 }
 
 void Heap::punch(Hole hole) noexcept {
@@ -144,6 +147,26 @@ void Heap::punch(Hole hole) noexcept {
   std::atomic_signal_fence(std::memory_order_seq_cst);
   if (auto taken = take_memory(FdRef::borrow(fd_), address(hole.first), hole.count * kChunkBytes); !taken)
     log(Level::Warning, "arena: memory of a released block stays: {}", taken.error());
+}
+
+void Heap::trim() noexcept {
+  if (grown_free_ == 0) return;
+  const std::uint32_t first = std::exchange(grown_free_, 0) - 1;
+  const Chunk& chunk = table_[first];
+  if (first >= state_->frontier || chunk.state != ChunkState::Free || chunk.order < kTrimOrder) return;
+  const std::uint64_t has = backed_bytes(), used = state_->used_bytes;
+  if (has < used + used / 2 + kKeepFree) return;
+  const std::uint32_t end = first + (std::uint32_t{1} << chunk.order);
+  for (std::uint32_t from = first; from < end;) {
+    if (!backed(from)) {
+      ++from;
+      continue;
+    }
+    std::uint32_t to = from + 1;
+    while (to < end && backed(to)) ++to;
+    punch({from, to - from});
+    from = to;
+  }
 }
 
 std::uint64_t Heap::backed_bytes() const noexcept {

@@ -75,7 +75,7 @@ void UndoLog::roll_back_to(std::uint64_t tail) noexcept {
     std::memcpy(&entry, entries_ + place, sizeof entry);
     // Our own writes cannot have done this; going on would write the wrong bytes somewhere.
     LUO_CHECK(checksum_at(place, entry) == entry.checksum && entry.previous <= place);
-    std::memcpy(base_ + entry.offset, entries_ + place + sizeof entry, entry.length);
+    if (entry.offset < limit_) std::memcpy(base_ + entry.offset, entries_ + place + sizeof entry, entry.length);
     more = place > tail;
     place -= entry.previous;
   }

@@ -17,8 +17,12 @@ class UndoLog {
   using MayWrite = std::function<bool(std::uint64_t at, std::uint64_t length)>;
 
   UndoLog() noexcept = default;
-  explicit UndoLog(std::byte* base) noexcept
-      : base_{base}, head_{reinterpret_cast<LogHeader*>(base + kLogAt)}, entries_{base + kLogAt + sizeof(LogHeader)} {}
+  /// `limit`: what lies from there on is not mapped; a rollback leaves it out.
+  explicit UndoLog(std::byte* base, std::uint64_t limit = ~std::uint64_t{0}) noexcept
+      : base_{base},
+        head_{reinterpret_cast<LogHeader*>(base + kLogAt)},
+        entries_{base + kLogAt + sizeof(LogHeader)},
+        limit_{limit} {}
 
   static void format(std::byte* base) noexcept;
 
@@ -84,6 +88,7 @@ class UndoLog {
   std::byte* base_ = nullptr;
   LogHeader* head_ = nullptr;
   std::byte* entries_ = nullptr;
+  std::uint64_t limit_ = 0;
   std::uint64_t tail_ = 0;  ///< as in head_, which is written but not trusted again
   std::uint64_t last_ = 0;  ///< place of the newest entry
 };
