@@ -2,7 +2,7 @@
 import analysis
 import svg
 
-WIDTH, LEFT, RIGHT = 1600, 180, 220
+WIDTH, LEFT, RIGHT = 1640, 180, 250
 COLOURS = {"update luod": "#0072B2", "update service": "#009E73", "kill worker": "#D55E00", "kill keeper": "#B0578D"}
 WHAT = {"update luod": "luoctl update luod", "update service": "luoctl update service",
         "kill worker": "SIGKILL luod worker", "kill keeper": "SIGKILL luod keeper"}

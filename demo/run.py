@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -226,6 +227,7 @@ def main():
     progress = Progress()
     progress.step(f"demo: {options.keys} keys of {options.value} bytes, {options.rounds} of each event, seed {options.seed}")
     options.out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(options.out / "logs", ignore_errors=True)  # of a run before that went wrong
     try:
         with stages.Stage(options.out / "run", options.bin.resolve()) as stage:
             demo = Demo(options, stage, progress)
