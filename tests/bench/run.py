@@ -42,16 +42,16 @@ class Bench:
     # --- what preserving and retrieving cost -----------------------------------------------------------
 
     def transfer(self):
-        rounds = 5 if self.options.quick else 15
+        rounds = 5 if self.options.quick else 31
         files = 1012  # four full batches in each session
         with self.stage("transfer") as stage:
             stage.start_luod()
             preserve = json.loads(stage.call(["luo-bench", "preserve", "--rounds", rounds]))
-            holder = stages.Client(stage, "holder", ["luo-probe", "--name", "held", "--sessions", min(rounds, 15), "--files", files,
+            holder = stages.Client(stage, "holder", ["luo-probe", "--name", "held", "--sessions", min(rounds, 17), "--files", files,
                                                      "--interval-us", 100000])
             stage.call(["luoctl", "update", "simulated", "--json"])
             end(holder)
-            retrieve = json.loads(stage.call(["luo-bench", "retrieve", "--rounds", min(rounds, 15), "--files", files,
+            retrieve = json.loads(stage.call(["luo-bench", "retrieve", "--rounds", min(rounds, 17), "--files", files,
                                               "--prefix", "held-"]))
         self.results["transfer"] = {"preserve": preserve, "retrieve": retrieve}
         print(f"   preserve {preserve['preserve_us']:.3f} µs each, bare passing {preserve['bare_us']:.3f} µs "
@@ -62,7 +62,7 @@ class Bench:
     # --- how the cost of one operation grows ------------------------------------------------------------
 
     def scale(self):
-        rounds = 10 if self.options.quick else 40
+        rounds = 20 if self.options.quick else 200
         many_files, many_sessions = (3000, 1800) if self.options.quick else (15000, 9000)
 
         def pair(what, work):
