@@ -53,8 +53,15 @@ bool EventfdHandler::can_preserve(const FileInfo& file) const noexcept {
   return (device_ == 0 || file.st.st_dev == device_) && links_to_eventfd(file.fd);
 }
 
+Identity EventfdHandler::identity(const FileInfo& file) const noexcept {
+  const auto id = id_of(file.fd);
+  known_ = id ? Known{file.fd, *id} : Known{};  // without one, preserve() refuses the file
+  return {static_cast<std::uint64_t>(file.st.st_dev), known_.id, true};
+}
+
 Result<HandlerData> EventfdHandler::preserve(const FileInfo& file, SessionId, Token) {
-  return HandlerData{LUO_TRY(id_of(file.fd)), 0, 0, 0};
+  const Known known = std::exchange(known_, {});
+  return HandlerData{known.fd == file.fd ? known.id : LUO_TRY(id_of(file.fd)), 0, 0, 0};
 }
 
 Result<> EventfdHandler::retrieve(const KeptFile& file) {

@@ -1,18 +1,17 @@
-// Event counters. All share one inode, so they are told apart by kcmp(2), and recognised by their id.
+// Event counters. All share one inode, so they are told apart and recognised by the id that the kernel gives
+// each for its life, and then, to be sure, by kcmp(2): one comparison, where the inode would need log n.
 #pragma once
 #include "luo/handler.h"
 
 namespace luo::handlers {
 
-/// data: eventfd-id (unique while it lives), 0, 0, 0
+/// data: eventfd-id, 0, 0, 0
 class EventfdHandler final : public Handler {
  public:
   EventfdHandler();
   std::string_view name() const noexcept override { return "eventfd-v1"; }
   bool can_preserve(const FileInfo& file) const noexcept override;
-  Identity identity(const FileInfo& file) const noexcept override {
-    return {static_cast<std::uint64_t>(file.st.st_dev), static_cast<std::uint64_t>(file.st.st_ino), true};
-  }
+  Identity identity(const FileInfo& file) const noexcept override;
   Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) override;
   void unpreserve(const KeptFile&) noexcept override {}
   /// Errors: ESTALE another file.
@@ -21,6 +20,12 @@ class EventfdHandler final : public Handler {
 
  private:
   dev_t device_ = 0;  ///< of anonymous inodes: spares other kinds the readlink
+  /// What identity() has just read, for the preserve() that follows it: fdinfo is slow.
+  struct Known {
+    int fd = -1;
+    std::uint64_t id = 0;
+  };
+  mutable Known known_;
 };
 
 }  // namespace luo::handlers

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 #include <vector>
 
@@ -52,6 +53,9 @@ class Handler {
   /// EINPROGRESS: later; the request is repeated, with the same session and token, when the handler has
   /// called the waker that the engine's owner gave it. Nothing was changed meanwhile.
   virtual Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) = 0;
+  /// `wake` may be called from any thread, at any time until the process ends, when a preserve that answered
+  /// EINPROGRESS can be repeated. Called once, before any other call.
+  virtual void set_waker(const std::function<void()>& wake) { (void)wake; }
   virtual void unpreserve(const KeptFile& file) noexcept = 0;
   /// Last, light step; may replace the data. No allocation that can fail late, bounded time.
   virtual Result<HandlerData> freeze(const KeptFile& file) { return file.data; }

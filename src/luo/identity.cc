@@ -61,9 +61,7 @@ Result<Identities::Spot> Identities::find(const Identity& identity, int fd) cons
 }
 
 Result<> Identities::insert(kho::Tx& tx, const Spot& spot, const Identity& identity, Ref<FileRecord> file) {
-  FileRecord* record = arena_->get(file);
-  tx.save(&record->indexed, sizeof record->indexed);
-  tx.save(&record->group, sizeof(FileRecord) - offsetof(FileRecord, group));
+  FileRecord* record = arena_->get(file);  // fresh: needs no log
   record->indexed = 1;
   record->group = identity.group;
   record->object = identity.object;

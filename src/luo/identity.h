@@ -25,7 +25,7 @@ class Identities {
   Result<> reserve(kho::Tx& tx);
   /// `fd` is the new file. Errors: of kcmp(2) (ENOSYS, EPERM: the kernel or a filter has none).
   Result<Spot> find(const Identity& identity, int fd) const;
-  /// Enters a file at the spot that find() gave for it. Errors: ENOMEM.
+  /// Enters a file, whose record is of this transaction, at the spot that find() gave for it. Errors: ENOMEM.
   Result<> insert(kho::Tx& tx, const Spot& spot, const Identity& identity, Ref<FileRecord> file);
   /// Nothing if it is not entered.
   void remove(kho::Tx& tx, Ref<FileRecord> file) noexcept;
