@@ -77,6 +77,7 @@ void Server::serve(Peer& peer, PeerRec& record) {
   if (code == EINPROGRESS) {
     change.tx.abort();
     received_.fds.clear();
+    pending_.try_emplace(header.session, id, header.nonce);
     return park(peer, request);
   }
   // What others have closed, but we have not looked at yet, may be what is in the way.
@@ -129,8 +130,10 @@ void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change&
   peer.parked = false;
   peer.parked_nonce = 0;
   received_.fds.clear();  // what was kept has been released from it
+  const std::uint64_t peer_id = record.id;
   send_answer(peer, record);  // may drop the peer
 
+  if (!pending_.empty()) no_longer_pending(peer_id, header.nonce);
   if (!closed_on_the_way_.empty()) {
     Change cleanup{arena_};
     for (const SessionId id : std::exchange(closed_on_the_way_, {}))
@@ -203,6 +206,13 @@ void Server::wake_parked() {
     peer.parked = false;
     sd_event_source_set_io_events(peer.io.get(), EPOLLIN);
   }
+}
+
+void Server::no_longer_pending(std::uint64_t peer, std::uint64_t nonce) {
+  const auto gone = std::erase_if(pending_, [&](const auto& entry) {
+    return entry.second.first == peer && (nonce == 0 || entry.second.second == nonce);
+  });
+  if (gone != 0) wake_parked();
 }
 
 Result<Next> Server::hello(Request& request, Reply& reply, Change& change) {

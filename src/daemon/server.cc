@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <linux/close_range.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <systemd/sd-daemon.h>
@@ -30,6 +32,12 @@ struct Callbacks {
   }
   static int holder(sd_event_source*, int, std::uint32_t, void* context) {
     server(context).reap_closed();
+    return 0;
+  }
+  static int wake(sd_event_source*, int fd, std::uint32_t, void* context) {
+    eventfd_t value;
+    eventfd_read(fd, &value);
+    server(context).wake_parked();
     return 0;
   }
   static int keeper(sd_event_source*, int, std::uint32_t, void* context) {
@@ -81,7 +89,12 @@ Result<> Server::restore(WorkerKind kind) {
     return engine_ && engine_->find_by_inode(inode).has_value();
   });
   LUO_TRY(registry_.add(*own_objects_));
-  for (Handler* handler : handler_set_->registry().all()) LUO_TRY(registry_.add(*handler));
+  wake_fd_ = Fd::adopt(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_fd_.valid()) return sys_fail("eventfd");
+  for (Handler* handler : handler_set_->registry().all()) {
+    LUO_TRY(registry_.add(*handler));
+    handler->set_waker([fd = wake_fd_.raw()] { eventfd_write(fd, 1); });
+  }
 
   const auto is_closed = [this](int write_fd) {
     if (!reader_gone(write_fd)) return false;
@@ -139,7 +152,7 @@ int Server::run() {
 /// The table is shared with the keeper and outlived the last worker: what the arena does not name was
 /// half-way somewhere when that one died. A connection that it had just accepted is taken in.
 Result<> Server::close_unnamed() {
-  std::vector<int> named{0, 1, 2, holders_->fd().raw};
+  std::vector<int> named{0, 1, 2, holders_->fd().raw, wake_fd_.raw()};
   append_control_fds(control_, named);
   engine_->append_fds(named);
   state_->append_fds(named);
@@ -161,6 +174,8 @@ Result<> Server::close_unnamed() {
     if (keep[static_cast<std::size_t>(fd)] || fcntl(fd, F_GETFD) < 0) continue;
     if (auto adopted = adopt_connection(fd); !adopted) close_number(fd);
   }
+  // An update of luod has let everything through its exec; a probe shall inherit nothing of it.
+  if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return sys_fail("close_range(CLOSE_RANGE_CLOEXEC)");
   return {};
 }
 
@@ -195,6 +210,7 @@ Result<> Server::build_loop() {
   };
   LUO_TRY(io(accept_source_, control_.listen_fd, EPOLLIN, &Callbacks::accept));
   LUO_TRY(io(holder_source_, holders_->fd().raw, EPOLLIN, &Callbacks::holder));
+  LUO_TRY(io(wake_source_, wake_fd_.raw(), EPOLLIN, &Callbacks::wake));
   LUO_TRY(signal(term_source_, SIGTERM, &Callbacks::stop));
   LUO_TRY(signal(int_source_, SIGINT, &Callbacks::stop));
   // A session whose descriptor was closed is given up before a request of somebody else can see it.
@@ -311,6 +327,7 @@ void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
 void Server::drop_peer(std::uint64_t id, std::string_view why) {
   PeerRec* record = state_->find_peer(id);
   peers_.erase(id);
+  if (!pending_.empty()) no_longer_pending(id, 0);
   if (record == nullptr) return;
   log(Level::Debug, "connection {} ({}, pid {}): {}", id, record->name, record->pid, why);
   Change change{arena_};

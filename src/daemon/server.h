@@ -114,6 +114,7 @@ class Server {
   bool send_answer(Peer& peer, PeerRec& record);  ///< false: blocked or dropped
   void park(Peer& peer, Request& request);
   void wake_parked();
+  void no_longer_pending(std::uint64_t peer, std::uint64_t nonce);  ///< nonce 0: any
   Result<Next> dispatch(Request& request, Reply& reply, Change& change);
   Result<Next> hello(Request& request, Reply& reply, Change& change);
 
@@ -195,9 +196,13 @@ class Server {
   std::optional<Engine> engine_;
   std::optional<State> state_;
   std::optional<HolderWatch> holders_;
+  /// Sessions with a request that a handler works on (EINPROGRESS): {peer, nonce}. Others that want the session
+  /// wait in their own queues, so that requests on a session take effect in order.
+  std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> pending_;
+  Fd wake_fd_;  ///< eventfd: a handler, perhaps in a thread of its own, has something
   std::vector<SessionId> closed_on_the_way_;  ///< sessions whose close an operation carried out (IsClosed)
   Loop loop_;
-  Source accept_source_, accept_retry_, holder_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
+  Source accept_source_, accept_retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
   bool outcomes_due_ = false;         ///< an update has ended, or has moved on
   std::uint64_t cross_due_ = 0;       ///< everybody is ready for this update
   std::unordered_map<std::uint64_t, Peer> peers_;

@@ -42,6 +42,9 @@ Result<> plain(std::span<const std::byte> payload) {
 Result<Server::Handle> Server::handle_of(const Request& request) const {
   const GrantRec* grant = state_->find_grant(request.peer.id, request.header.session);
   if (grant == nullptr || grant->role == kFormerOwner) return fail(EBADF, "no session was presented under handle {}", request.header.session);
+  if (const auto busy = pending_.find(grant->session);
+      busy != pending_.end() && busy->second != std::pair{request.peer.id, request.header.nonce})
+    return fail(EINPROGRESS, "another request on this session is in work");
   auto session = engine_->find(SessionId{grant->session});
   if (!session) return fail(EBADF, "the session of handle {} is gone", request.header.session);
   return Handle{SessionId{grant->session}, static_cast<Role>(grant->role), std::move(*session)};
