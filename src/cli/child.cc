@@ -20,13 +20,38 @@
 namespace luo::cli {
 namespace {
 
-Result<Log> open_to_append(const std::string& path, int flags) {
-  Fd file = Fd::adopt(open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC | O_NOCTTY | flags, 0644));
-  if (!file.valid()) return sys_fail("open('{}')", path);
+Result<Log> as_log(std::string path, Fd file) {
   struct stat info;
   if (fstat(file.raw(), &info) != 0) return sys_fail("fstat('{}')", path);
-  if (!S_ISREG(info.st_mode)) return Log{path, std::move(file), 0};
-  return Log{path, std::move(file), static_cast<std::uint64_t>(info.st_size)};
+  Log log{std::move(path), std::move(file), {}, 0};
+  if (!S_ISREG(info.st_mode)) return log;  // a terminal, a pipe: nothing to read back
+  log.reader = Fd::adopt(open(fmt::format("/proc/self/fd/{}", log.file.raw()).c_str(), O_RDONLY | O_CLOEXEC));
+  log.begin = static_cast<std::uint64_t>(info.st_size);
+  return log;
+}
+
+Result<Log> open_to_append(const std::string& path, int flags) {
+  Fd file = Fd::adopt(open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY | flags, 0644));
+  if (!file.valid()) return sys_fail("open('{}')", path);
+  return as_log(path, std::move(file));
+}
+
+/// The regular file that stderr of `owner` is. Its very description if we may have that: both processes
+/// then write behind each other, also if it was opened without O_APPEND ("2> log").
+Result<Log> log_of(pid_t owner) {
+  const std::string link = fmt::format("/proc/{}/fd/2", owner);
+  struct stat info;
+  if (stat(link.c_str(), &info) != 0) return sys_fail("stat('{}')", link);
+  if (!S_ISREG(info.st_mode)) return fail(EINVAL, "stderr of pid {} is no regular file", owner);
+  const Fd pidfd = LUO_TRY(open_pidfd(owner));
+  Fd same = Fd::adopt(static_cast<int>(syscall(SYS_pidfd_getfd, pidfd.raw(), STDERR_FILENO, 0U)));
+  const int flags = same.valid() ? fcntl(same.raw(), F_GETFL) : -1;
+  const bool writable = flags >= 0 && (flags & O_ACCMODE) != O_RDONLY && (flags & O_PATH) == 0;
+  Log log = writable && fstat(same.raw(), &info) == 0 && S_ISREG(info.st_mode)
+                ? LUO_TRY(as_log(link, std::move(same)))
+                : LUO_TRY(open_to_append(link, 0));
+  if (auto path = read_link(log.file)) log.path = *std::move(path);
+  return log;
 }
 
 /// A session's name as a file's name: any byte but NUL may be in the former.
@@ -39,16 +64,8 @@ std::string as_file_name(std::string name) {
 
 Result<Log> open_log(const std::string& chosen, pid_t owner, const std::string& socket, const std::string& session) {
   if (!chosen.empty()) return LUO_TRY_DURING("--log", open_to_append(chosen, O_CREAT));
-  if (owner > 0) {
-    // Through /proc it is the same file even if it was renamed, or lies in another mount namespace.
-    const std::string link = fmt::format("/proc/{}/fd/2", owner);
-    struct stat info;
-    if (stat(link.c_str(), &info) == 0 && S_ISREG(info.st_mode))
-      if (auto log = open_to_append(link, 0)) {
-        if (auto path = read_link(log->file)) log->path = *std::move(path);
-        return log;
-      }
-  }
+  if (owner > 0)
+    if (auto log = log_of(owner)) return log;
   const auto path = std::filesystem::path{socket}.replace_filename(as_file_name(session));
   return LUO_TRY_DURING("make a log for the new process (choose another with --log)",
                         open_to_append(path.string(), O_CREAT | O_NOFOLLOW));
@@ -57,12 +74,12 @@ Result<Log> open_log(const std::string& chosen, pid_t owner, const std::string& 
 std::string last_words(const Log& log) {
   constexpr std::uint64_t kMost = 4096;
   struct stat info;
-  if (fstat(log.file.raw(), &info) != 0 || !S_ISREG(info.st_mode)) return {};
+  if (!log.reader.valid() || fstat(log.reader.raw(), &info) != 0) return {};
   const auto size = static_cast<std::uint64_t>(info.st_size);
   const std::uint64_t from = std::max(log.begin, size > kMost ? size - kMost : 0);
   if (from >= size) return {};
   std::string text(size - from, '\0');
-  const ssize_t n = pread(log.file.raw(), text.data(), text.size(), static_cast<off_t>(from));
+  const ssize_t n = pread(log.reader.raw(), text.data(), text.size(), static_cast<off_t>(from));
   text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
   if (from > log.begin)
     if (const auto line = text.find('\n'); line != std::string::npos) text.erase(0, line + 1);
@@ -130,14 +147,17 @@ std::string how_it_ended(const Child& child) {
   return fmt::format("was killed by signal {} ({})", WTERMSIG(status), sigdescr_np(WTERMSIG(status)));
 }
 
-void terminate(const Child& child, std::chrono::milliseconds grace) {
-  // Not reaped yet, so the number is still its own.
-  kill(child.pid, SIGTERM);
+bool ends_within(const Child& child, std::chrono::milliseconds time) {
   pollfd ended{child.pidfd.raw(), POLLIN, 0};
   int n;
-  do n = poll(&ended, 1, static_cast<int>(grace.count()));
+  do n = poll(&ended, 1, static_cast<int>(time.count()));
   while (n < 0 && errno == EINTR);
-  if (n == 0) kill(child.pid, SIGKILL);
+  return n == 1;
+}
+
+void terminate(const Child& child, std::chrono::milliseconds grace) {
+  kill(child.pid, SIGTERM);  // not reaped yet, so the number is still its own
+  if (!ends_within(child, grace)) kill(child.pid, SIGKILL);
   waitpid(child.pid, nullptr, 0);
 }
 

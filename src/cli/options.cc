@@ -1,7 +1,10 @@
 #include "cli/options.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <sstream>
 #include <string_view>
@@ -34,7 +37,11 @@ class ServiceHelp : public CLI::Formatter {
 };
 
 void add_timeout(CLI::App& command, double& seconds, const char* what) {
-  command.add_option("--timeout", seconds, what)->check(CLI::Range(0.001, kLongestTimeout))->type_name("SECONDS");
+  const auto in_range = [](const std::string& text) {
+    const double value = std::strtod(text.c_str(), nullptr);
+    return value >= 0.001 && value <= kLongestTimeout ? "" : "it takes 0.001 to 86400 seconds, not " + text;
+  };
+  command.add_option("--timeout", seconds, what)->check(in_range)->type_name("SECONDS");
 }
 
 }  // namespace
@@ -128,6 +135,12 @@ Parsed parse_options(int argc, const char* const* argv) {
   try {
     app.parse(static_cast<int>(dashes - argv), argv);
   } catch (const CLI::ParseError& e) {
+    // For an unknown command the library's text would be that one is required.
+    if (e.get_name() == "RequiredError")
+      for (const CLI::App* in : {const_cast<const CLI::App*>(&app), const_cast<const CLI::App*>(update)})
+        if (const auto left = in->remaining(); !left.empty())
+          return usage(fmt::format("luoctl: '{}' is unknown here (see luoctl{} --help)\n", left.front(),
+                                   in == update ? " update" : ""));
     std::ostringstream out, err;
     const bool asked = app.exit(e, out, err) == 0;
     return {std::nullopt, asked ? kDone : kUsage, asked ? out.str() : "luoctl: " + err.str()};

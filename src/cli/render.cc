@@ -74,11 +74,21 @@ std::string holder_of(const json& session) {
 
 std::string line(std::string_view label, std::string_view value) { return fmt::format("  {:<13}{}\n", label, value); }
 
+std::string pause_of(const json& update) {
+  const double ms = update.at("pause_ms").get<double>();
+  return fmt::format("pause {:.{}f} ms", ms, ms < 1 ? 3 : 1);
+}
+
+std::string count_of(const json& object, const char* key, std::string_view one, std::string_view many) {
+  const std::string n = number_of(object, key);
+  return fmt::format("{} {}", n, n == "1" ? one : many);
+}
+
 std::string describe_update(const json& update) {
   const std::string kind = update.value("kind", "");
   const std::string what =
       kind == "service" ? fmt::format("of service '{}'", printable(update.value("session", "?"))) : kind;
-  if (update.at("ok").get<bool>()) return fmt::format("{}: done, pause {:.1f} ms", what, update.value("pause_ms", 0.0));
+  if (update.at("ok").get<bool>()) return fmt::format("{}: done, {}", what, pause_of(update));
   const std::string error = update.value("error", "");
   if (!error.empty()) return fmt::format("{}: off: {}", what, printable(error));
   return fmt::format("{}: {}", what, printable(update.value("phase", "under way")));
@@ -215,15 +225,15 @@ Result<std::string> render_show(const json& session, std::int64_t now_ms, Style 
 Result<std::string> render_update(const json& report) {
   return reading([&]() -> std::string {
     const std::string kind = report.at("kind").get<std::string>();
-    const double pause = report.at("pause_ms").get<double>();
     if (kind == "luod")
-      return fmt::format("luod updated from {} to {}: pause {:.1f} ms\n", text_of(report, "from_version"),
-                         text_of(report, "to_version"), pause);
+      return fmt::format("luod updated from {} to {}: {}\n", text_of(report, "from_version"), text_of(report, "to_version"),
+                         pause_of(report));
     if (kind == "service")
-      return fmt::format("service '{}' updated: pause {:.1f} ms, new pid {}, {} files\n", text_of(report, "session"), pause,
-                         report.at("successor_pid").get<std::int64_t>(), number_of(report, "files"));
-    return fmt::format("{} sessions with {} files crossed: pause {:.1f} ms; they are incoming now\n",
-                       number_of(report, "sessions"), number_of(report, "files"), pause);
+      return fmt::format("service '{}' updated: {}, new pid {}, {}\n", text_of(report, "session"), pause_of(report),
+                         report.at("successor_pid").get<std::int64_t>(), count_of(report, "files", "file", "files"));
+    return fmt::format("{} with {} crossed: {}; retrieve them by name\n",
+                       count_of(report, "sessions", "session", "sessions"), count_of(report, "files", "file", "files"),
+                       pause_of(report));
   });
 }
 

@@ -14,7 +14,7 @@ namespace {
 using nlohmann::json;
 using wire::Command;
 
-constexpr std::chrono::milliseconds kGrace{5000};
+constexpr std::chrono::milliseconds kGrace{5000}, kMoment{1000};
 
 /// SIGINT and SIGTERM as a descriptor: Ctrl-C calls the update off instead of leaving it half-way.
 class Interrupts {
@@ -27,17 +27,16 @@ class Interrupts {
     sigprocmask(SIG_BLOCK, &signals, &before_);
     fd_ = Fd::adopt(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   }
-  ~Interrupts() {
-    take();  // what has been acted on must not end us now
-    sigprocmask(SIG_SETMASK, &before_, nullptr);
-  }
+  ~Interrupts() { release(); }
   Interrupts(const Interrupts&) = delete;
   Interrupts& operator=(const Interrupts&) = delete;
   int raw() const { return fd_.raw(); }
-  void take() const {
+  /// Takes those that came; a later one ends us as usual.
+  void release() const {
     signalfd_siginfo info;
     while (read(fd_.raw(), &info, sizeof info) > 0) {
     }
+    sigprocmask(SIG_SETMASK, &before_, nullptr);
   }
 
  private:
@@ -54,7 +53,7 @@ class ServiceUpdate {
     const Interrupts interrupts;
     if (auto offered = offer(); !offered) return failure(options_, status_of(offered.error()), offered.error());
     if (auto started = start(); !started) {
-      (void)call_off(started.error().what);
+      (void)call_off(to_string(started.error()));
       return failure(options_, kFailed, std::move(started).error().during(goal()));
     }
     Result<client::Answer> ended = wait(interrupts);
@@ -107,7 +106,7 @@ class ServiceUpdate {
       if (woken.answer) return *std::move(woken.answer);
       // luod may just have finished the update; then it refuses the cancel, and its answer tells.
       if (woken.other == 0) {
-        interrupts.take();
+        interrupts.release();
         LUO_TRY(call_off("called off by the operator"));
       } else {
         ended_ = "the new process " + how_it_ended(*child_);
@@ -145,16 +144,24 @@ class ServiceUpdate {
   }
 
   Outcome failed(Result<client::Answer> ended) {
-    if (ended_.empty()) terminate(*child_, kGrace);
+    if (ended_.empty()) {
+      // luod learns of the successor's death from its socket, a moment before we do.
+      const bool died = ended && ended->header.error == ECONNABORTED && ends_within(*child_, kMoment);
+      if (died) ended_ = "the new process " + how_it_ended(*child_);
+      else terminate(*child_, kGrace);
+    }
     const std::string words = last_words(*log_);
     if (!ended) return failure(options_, status_of(ended.error()), std::move(ended).error().during(goal()), words);
     auto report = report_in(*ended);
     if (options_.json && report) {
       (*report)["log"] = log_->path;
       (*report)["last_words"] = words;
+      if (!ended_.empty()) (*report)["child"] = ended_;
       return {kFailed, report->dump(2, ' ', false, json::error_handler_t::replace) + "\n", {}};
     }
-    return failure(options_, kFailed, error_in(*ended, report ? &*report : nullptr).during(goal()), words);
+    Error error = error_in(*ended, report ? &*report : nullptr);
+    if (!ended_.empty() && error.what.find(ended_) == std::string::npos) error = std::move(error).during(ended_);
+    return failure(options_, kFailed, std::move(error).during(goal()), words);
   }
 
   const Options& options_;

@@ -69,6 +69,14 @@ class FakeLuod {
     answer(hello, 0, arg);
   }
 
+  /// Serves a second connection from now on; returns the first, for use().
+  Fd accept_another() {
+    Fd first = std::move(socket_);
+    if (wait_for(listener_)) socket_ = accept_packets(listener_).value();
+    return first;
+  }
+  void use(Fd connection) { socket_ = std::move(connection); }
+
   /// The next request, whatever it is; a zero command if none comes or the client is gone.
   Request next() {
     Request request;
