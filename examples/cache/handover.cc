@@ -40,6 +40,7 @@ class Incoming {
 
   /// Retrieves what is in the session and has not been retrieved yet; drops what is no longer there.
   Result<> refresh();
+  FdRef peek(std::uint64_t token) const noexcept;
   /// Gives one file out; empty if it is not there.
   Fd take(std::uint64_t token);
   std::unordered_map<std::uint64_t, Fd>& files() noexcept { return files_; }
@@ -81,6 +82,11 @@ Result<> Incoming::refresh() {
   return {};
 }
 
+FdRef Incoming::peek(std::uint64_t token) const noexcept {
+  const auto found = files_.find(token);
+  return found == files_.end() ? FdRef::borrow(-1) : FdRef{found->second};
+}
+
 Fd Incoming::take(std::uint64_t token) {
   const auto found = files_.find(token);
   return found == files_.end() ? Fd{} : std::move(found->second);
@@ -114,10 +120,11 @@ Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, Luod
 
 // The retrieved files become a server. Until luo_session_renew() has returned, nothing of it is written
 // to: if we fail before, the one that served before us goes on.
-Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luod luod, Incoming incoming) {
+Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luod luod, Incoming incoming,
+                                        std::optional<kho::WarmArena> warm) {
   Fd memfd = incoming.take(kArenaToken);
   if (!memfd.valid()) return fail(ENOENT, "session '{}' holds no arena of a luo-cache (token 1)", options.session);
-  auto store = LUO_TRY(Store::open(std::move(memfd)));
+  auto store = LUO_TRY(Store::open(std::move(memfd), std::move(warm)));
   std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}};
   Listeners listeners{.tcp = incoming.take(kTcpToken), .unix_socket = incoming.take(kUnixToken)};
   std::vector<KeptFile> fresh;  // not in the session yet
@@ -179,11 +186,14 @@ Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts fa
   if (retrieved >= 0) {
     Incoming incoming{luod.get(), Fd::adopt(retrieved)};
     LUO_TRY(incoming.refresh());
+    std::optional<kho::WarmArena> warm;
     if (luo_is_successor(luod.get()) != 0) {
+      // The running one serves while our mapping of its memory fills; only then it is asked to stop.
+      if (const FdRef memfd = incoming.peek(kArenaToken); memfd.raw >= 0) warm = LUO_TRY(kho::Arena::warm(memfd, kLayout));
       LUO_TRY(checked(luo_session_take_over(luod.get(), retrieved, kTakeOverMs), "wait for the running luo-cache"));
       LUO_TRY(incoming.refresh());  // what has come and gone since
     }
-    return restore(options, std::move(facts), std::move(luod), std::move(incoming));
+    return restore(options, std::move(facts), std::move(luod), std::move(incoming), std::move(warm));
   }
   if (retrieved != -ENOENT || luo_is_successor(luod.get()) != 0)
     return fail(-retrieved, "retrieve session '{}' ({})", options.session, luo_last_error());

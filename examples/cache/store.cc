@@ -40,11 +40,10 @@ Result<std::unique_ptr<Store>> Store::create(std::uint64_t maxmemory) {
   return store;
 }
 
-Result<std::unique_ptr<Store>> Store::open(Fd memfd) {
-  return adopt(LUO_TRY_DURING("open the cache's arena", kho::Arena::open(std::move(memfd), kLayout)));
-}
-
-Result<std::unique_ptr<Store>> Store::adopt(kho::Arena arena) {
+Result<std::unique_ptr<Store>> Store::open(Fd memfd, std::optional<kho::WarmArena> warm) {
+  kho::Arena arena = LUO_TRY_DURING("open the cache's memory",
+                                    warm ? kho::Arena::open(std::move(memfd), kLayout, *std::move(warm))
+                                         : kho::Arena::open(std::move(memfd), kLayout));
   auto* record = arena.checked(kho::Ref<CacheRecord>{arena.root(kRootSlot).raw()});
   if (record == nullptr) return fail(EBADMSG, "the cache's arena has no root record");
   const TableRecord& table = record->table;

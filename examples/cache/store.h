@@ -1,6 +1,7 @@
 // All that outlives the process: the arena with the table, the connections' records and the counters.
 #pragma once
 #include <memory>
+#include <optional>
 
 #include "cache/table.h"
 
@@ -11,10 +12,9 @@ class Store {
  public:
   /// An empty one, in a memfd. `maxmemory` (0 = no limit) sizes the reserved range. ENOMEM, EMFILE.
   static Result<std::unique_ptr<Store>> create(std::uint64_t maxmemory);
-  /// What another process left. EBADMSG: damaged, says where; EPROTO: written by another version.
-  static Result<std::unique_ptr<Store>> open(Fd memfd);
-  /// An arena that has been opened already. EBADMSG.
-  static Result<std::unique_ptr<Store>> adopt(kho::Arena arena);
+  /// What another process left, perhaps warmed before. EBADMSG: damaged, says where; EPROTO: written by
+  /// another version.
+  static Result<std::unique_ptr<Store>> open(Fd memfd, std::optional<kho::WarmArena> warm = {});
 
   kho::Arena& arena() noexcept { return arena_; }
   Table& table() noexcept { return *table_; }

@@ -64,29 +64,83 @@ Result<Arena> Arena::create(const ArenaOptions& options) {
   return LUO_TRY_DURING(fmt::format("create arena {}", options.name), make());
 }
 
+namespace {
+
+Result<HeaderConstants> constants_for(FdRef memfd, const Layout& expected) {
+  const HeaderConstants constants = LUO_TRY(read_constants(memfd));
+  if (constants.layout == expected) return constants;
+  return fail(EPROTO, "it holds {}, expected is {}", to_string(constants.layout), to_string(expected));
+}
+
+// Checks what another process left and rolls its open transaction back. On error nothing has been written.
+Result<> settle(const Mapping& mapping, const Geometry& geometry, FdRef memfd) {
+  const auto may_write = [&](std::uint64_t at, std::uint64_t length) { return may_roll_back(geometry, at, length); };
+  UndoLog log{mapping.at()};
+  LUO_TRY(log.adopt(may_write));
+  if (log.tail() == 0) {
+    LUO_TRY(check_state(mapping.at(), geometry, memfd));
+  } else {
+    // Rolled back on private copies of the metadata's pages first, so that nothing is written if that
+    // does not help.
+    Mapping trial = LUO_TRY(Mapping::map(memfd, geometry.heap_at, Mapping::Kind::Private));
+    UndoLog trial_log{trial.at(), geometry.heap_at};
+    LUO_TRY(trial_log.adopt(may_write));
+    trial_log.roll_back_to(0);
+    LUO_TRY(check_state(trial.at(), geometry, memfd));
+  }
+  log.roll_back_to(0);
+  return {};
+}
+
+Result<std::uint64_t> inode_of(FdRef file) {
+  struct stat st{};
+  if (::fstat(file.raw, &st) != 0) return sys_fail("fstat(fd {})", file.raw);
+  return std::uint64_t{st.st_ino};
+}
+
+}  // namespace
+
+struct WarmArena::Impl {
+  Mapping mapping;
+  std::uint64_t inode;
+};
+
+WarmArena::WarmArena(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
+WarmArena::WarmArena(WarmArena&&) noexcept = default;
+WarmArena& WarmArena::operator=(WarmArena&&) noexcept = default;
+WarmArena::~WarmArena() = default;
+
+Result<WarmArena> Arena::warm(FdRef memfd, const Layout& expected) {
+  const auto map = [&]() -> Result<WarmArena> {
+    const HeaderConstants constants = LUO_TRY(constants_for(memfd, expected));
+    Mapping mapping = LUO_TRY(Mapping::map(memfd, constants.geometry.file_bytes, Mapping::Kind::Shared));
+    bring_in(mapping.at(), constants.geometry);  // a kernel that cannot only makes the first use slower
+    const std::uint64_t inode = LUO_TRY(inode_of(memfd));
+    return WarmArena{std::make_unique<WarmArena::Impl>(WarmArena::Impl{std::move(mapping), inode})};
+  };
+  return LUO_TRY_DURING("warm arena", map());
+}
+
 Result<Arena> Arena::open(Fd memfd, const Layout& expected) {
   const auto take_over = [&]() -> Result<Arena> {
-    const HeaderConstants constants = LUO_TRY(read_constants(memfd));
-    if (constants.layout != expected)
-      return fail(EPROTO, "it holds {}, expected is {}", to_string(constants.layout), to_string(expected));
+    const HeaderConstants constants = LUO_TRY(constants_for(memfd, expected));
     const Geometry& geometry = constants.geometry;
     Mapping mapping = LUO_TRY(Mapping::map(memfd, geometry.file_bytes, Mapping::Kind::Shared));
-    const auto may_write = [&](std::uint64_t at, std::uint64_t length) { return may_roll_back(geometry, at, length); };
-    UndoLog log{mapping.at()};
-    LUO_TRY(log.adopt(may_write));
-    if (log.tail() == 0) {
-      LUO_TRY(check_state(mapping.at(), geometry, memfd));
-    } else {
-      // Rolled back on private copies of the metadata's pages first, so that nothing is written if that
-      // does not help.
-      Mapping trial = LUO_TRY(Mapping::map(memfd, geometry.heap_at, Mapping::Kind::Private));
-      UndoLog trial_log{trial.at(), geometry.heap_at};
-      LUO_TRY(trial_log.adopt(may_write));
-      trial_log.roll_back_to(0);
-      LUO_TRY(check_state(trial.at(), geometry, memfd));
-    }
-    log.roll_back_to(0);
+    LUO_TRY(settle(mapping, geometry, memfd));
     return Arena{std::make_unique<Impl>(std::move(memfd), std::move(mapping), geometry)};
+  };
+  return LUO_TRY_DURING("open arena", take_over());
+}
+
+Result<Arena> Arena::open(Fd memfd, const Layout& expected, WarmArena warm) {
+  const auto take_over = [&]() -> Result<Arena> {
+    const HeaderConstants constants = LUO_TRY(constants_for(memfd, expected));
+    const Geometry& geometry = constants.geometry;
+    const std::uint64_t inode = LUO_TRY(inode_of(memfd));
+    if (warm.impl_ == nullptr || warm.impl_->inode != inode)
+      return fail(EINVAL, "fd {} is not the file that was warmed", memfd.raw());
+    LUO_TRY(settle(warm.impl_->mapping, geometry, memfd));
+    return Arena{std::make_unique<Impl>(std::move(memfd), std::move(warm.impl_->mapping), geometry)};
   };
   return LUO_TRY_DURING("open arena", take_over());
 }

@@ -66,6 +66,21 @@ struct ArenaInfo {
 
 class Tx;
 
+/// A mapping of an arena that is still its owner's, read in ahead of Arena::open(): see Arena::warm().
+/// Sole owner of the mapping.
+class WarmArena {
+ public:
+  WarmArena(WarmArena&&) noexcept;
+  WarmArena& operator=(WarmArena&&) noexcept;
+  ~WarmArena();
+
+ private:
+  friend class Arena;
+  struct Impl;
+  explicit WarmArena(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
 class Arena {
  public:
   static constexpr unsigned kRoots = 8;
@@ -81,6 +96,13 @@ class Arena {
   /// (another layout, byte order, page size or format; names both), ENOMEM, EINVAL (not a memfd).
   /// On error nothing has been written. O(chunks in use): bitmaps and blocks are left to check().
   static Result<Arena> open(Fd memfd, const Layout& expected);
+
+  /// For a successor whose predecessor still writes: makes the mapping and brings its pages in, so that
+  /// open() with it, once the predecessor has stopped, neither maps nor waits for them. Checks the
+  /// header; writes nothing. O(memory of the arena), as is what open() saves. Errors as open().
+  static Result<WarmArena> warm(FdRef memfd, const Layout& expected);
+  /// As the other open(), in a mapping of the same memfd (EINVAL: of another one).
+  static Result<Arena> open(Fd memfd, const Layout& expected, WarmArena mapping);
 
   /// Reads the header only; maps nothing, writes nothing. Errors as open(), but any layout is accepted.
   static Result<ArenaInfo> inspect(FdRef memfd);
@@ -129,6 +151,7 @@ class Arena {
 
  private:
   friend class Tx;
+  friend class WarmArena;
   struct Impl;
   explicit Arena(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;

@@ -1,11 +1,13 @@
 #include "kho/arena_open.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 
 #include "kho/heap.h"
 #include "kho/memfd.h"
@@ -93,6 +95,33 @@ Result<> check_state(std::byte* base, const Geometry& geometry, FdRef memfd) {
     if (state.roots[slot] != 0 && !heap.is_allocated(state.roots[slot], 1))
       return fail(EBADMSG, "header: root {} is {:#x}, where no block is", slot, state.roots[slot]);
   return {};
+}
+
+void bring_in(std::byte* base, const Geometry& geometry) noexcept {
+  const auto populate = [&](std::uint64_t at, std::uint64_t bytes) {
+    const std::uint64_t first = at & ~(kPageBytes - 1);
+    const std::uint64_t end = (at + bytes + kPageBytes - 1) & ~(kPageBytes - 1);
+    // What is a hole by now would get memory of its own, which the next punch takes back.
+    return ::madvise(base + first, end - first, MADV_POPULATE_READ) == 0;
+  };
+  auto& state = reinterpret_cast<Header*>(base)->state;
+  const std::uint64_t chunks =
+      std::min<std::uint64_t>(std::atomic_ref{state.frontier}.load(std::memory_order_relaxed), geometry.chunks);
+  if (!populate(0, kLogAt + kLogBytes) || chunks == 0) return;
+  populate(geometry.backed_at, chunks / 8 + 8);
+  populate(geometry.table_at, chunks * sizeof(Chunk));
+  populate(geometry.bitmap_at, chunks * kBitmapBytes);
+  auto* words = reinterpret_cast<std::uint64_t*>(base + geometry.backed_at);
+  const auto backed = [&](std::uint64_t i) {
+    return (std::atomic_ref{words[i / 64]}.load(std::memory_order_relaxed) >> (i % 64) & 1) != 0;
+  };
+  for (std::uint64_t from = 0; from < chunks; ++from) {
+    if (!backed(from)) continue;
+    std::uint64_t to = from + 1;
+    while (to < chunks && backed(to)) ++to;
+    populate(geometry.heap_at + from * kChunkBytes, (to - from) * kChunkBytes);
+    from = to;
+  }
 }
 
 }  // namespace luo::kho

@@ -23,4 +23,8 @@ bool may_roll_back(const Geometry& geometry, std::uint64_t at, std::uint64_t len
 /// The changing part of the header and the chunk table, after a rollback. O(chunks in use). EBADMSG.
 Result<> check_state(std::byte* base, const Geometry& geometry, FdRef memfd);
 
+/// Makes the page tables of a mapping ready for all memory in use. Another process may be writing: reads only
+/// the frontier and the backed bits, and believes them only within the file. O(memory in use).
+void bring_in(std::byte* base, const Geometry& geometry) noexcept;
+
 }  // namespace luo::kho
