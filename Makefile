@@ -38,7 +38,7 @@ lint: ## clang-format on all, clang-tidy-19 on what differs from BASE (default: 
 fuzz: ## libFuzzer targets, FUZZ_SECONDS= each
 	@scripts/install-deps --dev
 	@cmake --preset fuzz --log-level=WARNING
-	@cmake --build --preset fuzz -j $(JOBS)
+	@cmake --build --preset fuzz -j $(JOBS) --target $(notdir $(basename $(wildcard tests/fuzz/fuzz_*.cc)))
 	@scripts/run-fuzzers build/fuzz/bin $(FUZZ_SECONDS)
 
 install: build ## to PREFIX= (default /usr/local), DESTDIR= is honoured
