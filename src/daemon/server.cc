@@ -330,6 +330,8 @@ void Server::drop_peer(std::uint64_t id, std::string_view why) {
   if (!pending_.empty()) no_longer_pending(id, 0);
   if (record == nullptr) return;
   log(Level::Debug, "connection {} ({}, pid {}): {}", id, record->name, record->pid, why);
+  // Killed between the commit and the close, the next worker would take the connection for a new one.
+  shutdown(record->fd, SHUT_RDWR);
   Change change{arena_};
   const AnswerRec& last = state_->last_answer(*record);
   // A session that was to be handed out and never left: its read end goes, and with it the session goes
