@@ -14,16 +14,11 @@ using namespace luo::client;
 
 namespace {
 
-/// What the kernel would say when it comes to look at a descriptor to be preserved, 0 if it can be sent.
-std::int32_t trouble_with(int fd) noexcept {
-  const int flags = fcntl(fd, F_GETFL);
-  return flags < 0 || (flags & O_PATH) != 0 ? EBADF : 0;
-}
-
-/// The same for descriptors that a message has just refused to carry: closed meanwhile by another
-/// thread, or an io_uring, which no message carries and no handler knows.
-std::int32_t trouble_in_message(int fd) {
-  if (const std::int32_t error = trouble_with(fd); error != 0) return error;
+/// What the kernel would say when it comes to look at a descriptor that a message has just refused to
+/// carry: it is not open, or an io_uring, which no message carries and no handler knows. 0: it can be sent.
+/// (An O_PATH descriptor can; luod refuses it.)
+std::int32_t trouble_with(int fd) {
+  if (fcntl(fd, F_GETFD) < 0) return EBADF;
   const auto link = read_link(FdRef::borrow(fd));
   return link && link->starts_with("anon_inode:[io_uring") ? ENOENT : 0;
 }
@@ -43,11 +38,11 @@ Result<> preserve_batch(luo_connection& c, int session, std::span<const int> fds
       if (errors[i] == 0) c.request.add_fd(fds[i]);
     }
   };
-  std::ranges::transform(fds, errors.begin(), trouble_with);
+  std::ranges::fill(errors, 0);
   build();
   auto sent = c.exchange_about(session, c.request);
   if (!sent && is_about_descriptors(sent.error())) {
-    std::ranges::transform(fds, errors.begin(), trouble_in_message);
+    std::ranges::transform(fds, errors.begin(), trouble_with);
     build();
     sent = c.exchange_about(session, c.request);
   }
@@ -99,9 +94,9 @@ int luo_preserve_fd(struct luo_connection* c, int session, int fd, uint64_t toke
           if (error == 0) c->request.add_fd(fd);
           return c->exchange_about(session, c->request);
         };
-        auto sent = attempt(trouble_with(fd));
+        auto sent = attempt(0);
         if (!sent && is_about_descriptors(sent.error()))
-          if (const std::int32_t error = trouble_in_message(fd); error != 0) sent = attempt(error);
+          if (const std::int32_t error = trouble_with(fd); error != 0) sent = attempt(error);
         if (!sent) return std::unexpected(std::move(sent).error());
         LUO_TRY(verdict(*std::move(sent)));
         return 0;

@@ -339,21 +339,28 @@ TEST_F(LuoFileTest, LuodsOwnSentenceReplacesTheHint) {
 }
 
 TEST_F(LuoFileTest, PreserveLetsLuodJudgeABadDescriptor) {
-  const Fd path = Fd::adopt(open("/", O_PATH | O_CLOEXEC));
   serve([](FakeLuod& self) {
-    for (const int verdict : {EEXIST, EINVAL}) {
-      const auto request = self.expect(Command::PreserveFd);
-      EXPECT_EQ(request.header.error, EBADF);
-      EXPECT_TRUE(request.fds.empty());
-      self.answer(request, verdict, wire::TokenArg{});
-    }
+    const auto request = self.expect(Command::PreserveFd);
+    EXPECT_EQ(request.header.error, EBADF);
+    EXPECT_TRUE(request.fds.empty());
+    self.answer(request, EEXIST);
     // luod's EBADF may also mean the handle; presenting again settles it.
-    self.answer(self.expect(Command::PreserveFd), EBADF, wire::TokenArg{});
+    self.answer(self.expect(Command::PreserveFd), EBADF);
     self.answer(self.expect(Command::Present), 0, wire::PlainArg{}, {}, 5);
   });
   EXPECT_EQ(luo_preserve_fd(luo(), session(), 19'999, 1), -EEXIST);
-  EXPECT_EQ(luo_preserve_fd(luo(), session(), path.raw(), 1), -EINVAL);
   EXPECT_EQ(luo_preserve_fd(luo(), session(), -1, 1), -EBADF);
+}
+
+TEST_F(LuoFileTest, PreserveSendsAnOPathDescriptorForLuodToRefuse) {
+  const Fd path = Fd::adopt(open("/", O_PATH | O_CLOEXEC));
+  serve([](FakeLuod& self) {
+    const auto request = self.expect(Command::PreserveFd);
+    EXPECT_EQ(request.header.error, 0);
+    EXPECT_EQ(request.fds.size(), 1U);
+    self.answer(request, EBADF);
+  });
+  EXPECT_EQ(luo_preserve_fd(luo(), session(), path.raw(), 1), -EBADF);
 }
 
 TEST_F(LuoFileTest, PreserveReportsAnIoUringAsAKindThatNobodyHandles) {
