@@ -5,8 +5,9 @@
  * SCM_RIGHTS count). Closing the last one gives the session up. Close it with close(2).
  *
  * A `struct luo_connection` is a connection to luod. A process needs one; it may be used from several threads
- * (calls are serialised inside). After fork(2) the child makes its own with luo_open(); the parent's is
- * of no use to it (calls on it give -EOWNERDEAD).
+ * (calls are serialised inside: one that waits, as luo_session_retrieve_wait, holds the others up, except
+ * luo_fd and luo_dispatch; open a second connection for long waits). After fork(2) the child makes its
+ * own with luo_open(); the parent's is of no use to it (calls on it give -EOWNERDEAD).
  *
  * Functions return 0 or a new descriptor (CLOEXEC), or a negative errno. The errno are those that
  * Linux 7.3 gives for the ioctl of the same name, in the same order of checks; what luod adds is said.
