@@ -6,33 +6,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <functional>
-
-#include "support/luod_fixture.h"
-#include "support/luod_raw_client.h"
+#include "scenario.h"
 #include "sys/packet_socket.h"
 
 namespace luo::test {
 namespace {
 
-/// Runs `body` in a child that leaves without destructors; returns its exit status.
-int in_fork(const std::function<int()>& body) {
-  const pid_t child = fork();
-  if (child == 0) _exit(body());
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-}
-
 class Sessions : public testing::Test {
  protected:
   void SetUp() override { ASSERT_TRUE(luod_.running()) << luod_.log(); }
   std::size_t count() { return luod_.list()["sessions"].size(); }
-  void cross() {
-    const Ran ran = run_program({program("luoctl"), "--socket", luod_.socket(), "update", "simulated", "--json"});
-    ASSERT_EQ(ran.status, 0) << ran.out << ran.err;
-  }
+  void cross() { test::cross(luod_); }
   Luod luod_;
   Client client_{luod_};
 };

@@ -85,10 +85,28 @@ void kill_and_wait(pid_t pid) {
   LUO_CHECK(wait_for_death(pid));
 }
 
+bool died_rather_than_idled(pid_t pid) {
+  for (;;) {
+    std::string state, call;
+    std::ifstream stat{fmt::format("/proc/{}/stat", pid)}, syscall_file{fmt::format("/proc/{}/syscall", pid)};
+    std::getline(stat, state);
+    std::getline(syscall_file, call);
+    const std::size_t end = state.rfind(')');
+    if (end == std::string::npos || end + 2 >= state.size() || state[end + 2] == 'Z' || state[end + 2] == 'X') return true;
+    const long number = call.empty() || call[0] == 'r' ? -1 : std::atol(call.c_str());
+    if (state[end + 2] == 'S' && (number == SYS_epoll_wait || number == SYS_epoll_pwait)) return false;
+    sched_yield();
+  }
+}
+
 int open_descriptors(pid_t pid) {
   std::error_code error;
   int n = 0;
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator{fmt::format("/proc/{}/fd", pid), error}) ++n;
+  for (const auto& entry : std::filesystem::directory_iterator{fmt::format("/proc/{}/fd", pid), error}) {
+    std::error_code gone;
+    // An event loop makes its timer when it first needs one, and a new worker may never.
+    n += std::filesystem::read_symlink(entry.path(), gone) == "anon_inode:[timerfd]" ? 0 : 1;
+  }
   return error ? -1 : n;
 }
 
@@ -196,7 +214,6 @@ nlohmann::json Luod::show(const std::string& name) {
 }
 pid_t Luod::keeper() { return status().value("keeper_pid", -1); }
 pid_t Luod::worker() { return status().value("worker_pid", -1); }
-int Luod::descriptors() { return open_descriptors(worker()); }
 
 std::string Luod::state() {
   // What others did before we asked was noticed before the first answer, or at latest right after it.
@@ -204,17 +221,25 @@ std::string Luod::state() {
   const nlohmann::json now = status();
   if (now.empty()) return "does not answer";
   std::string out;
-  for (const auto& session : list()["sessions"]) {
+  const nlohmann::json all = list();
+  for (const auto& session : all["sessions"]) {
     const std::string name = session["name"];
     out += fmt::format("{} {} {}{}:", name, session["state"].get<std::string>(), session["holder"].get<std::string>(),
                        session["successor"].get<bool>() ? " with successor" : "");
-    for (const auto& file : show(name)["files_list"])
+    const nlohmann::json shown = show(name);
+    for (const auto& file : shown["files_list"])
       out += fmt::format(" {}={}({})", file["token"].get<std::uint64_t>(), file["handler"].get<std::string>(),
                          file["status"].get<std::string>());
     out += '\n';
   }
   return out + fmt::format("{} files, {} connections, {} descriptors", now["files"].get<std::uint64_t>(),
-                           now["connections"].get<std::uint64_t>() - 1, open_descriptors(now["worker_pid"]));
+                           now["connections"].get<std::uint64_t>() - 1, descriptors());
+}
+
+int Luod::descriptors() {
+  const pid_t pid = worker();
+  died_rather_than_idled(pid);  // it still holds what it sent us
+  return open_descriptors(pid);
 }
 
 int Luod::stop() {
@@ -224,7 +249,9 @@ int Luod::stop() {
   running_ = false;
   const pid_t keeper_pid = now["keeper_pid"], worker_pid = now["worker_pid"];
   const auto keeper_fd = open_pidfd(keeper_pid), worker_fd = open_pidfd(worker_pid);
-  kill(keeper_pid, SIGTERM);
+  // Not by a signal: a keeper that a test has just killed may still be the one that luod names.
+  wire::PlainArg arg{sizeof arg, 0};
+  if (!control_->post(wire::Command::Stop, 0, arg)) return -1;
   bool ended = true;
   for (const auto* pidfd : {&worker_fd, &keeper_fd}) ended = ended && (!*pidfd || wait_for((*pidfd)->raw(), POLLIN));
   if (!ended) {

@@ -47,7 +47,9 @@ class TempDir {
 bool wait_for_death(pid_t pid);
 /// SIGKILL, returns when it is dead.
 void kill_and_wait(pid_t pid);
-/// Descriptors open in a process; -1 if it is gone.
+/// Waits until a process has died (true), or sleeps in epoll_wait because it has nothing to do (false).
+bool died_rather_than_idled(pid_t pid);
+/// Descriptors open in a process, timers left out; -1 if it is gone.
 int open_descriptors(pid_t pid);
 /// Polls until `fd` is readable (or hung up); false after 30 s.
 bool readable(int fd);
@@ -88,7 +90,7 @@ class Luod {
 
   void kill_worker() { kill_and_wait(worker()); }
   void kill_keeper() { kill_and_wait(keeper()); }
-  /// Ends it by SIGTERM and waits until both processes are gone. What it exited with, if it is our child
+  /// Ends it and waits until both processes are gone. What it exited with, if it is our child
   /// still; 0 else; -1: it does not end.
   int stop();
   /// The exit status of a luod that was to fail.
