@@ -207,16 +207,16 @@ luo::Result<nlohmann::json> measure_preserve(const Options& options) {
   std::vector<double> luo_us, bare_us, stream_us;
   for (std::size_t round = 0; round < options.rounds; ++round) {
     Bare bare = LUO_TRY(Bare::start());
-    std::uint64_t began = now_ns();
+    // A sample is a batch: short enough that most are not interrupted by anything else on the machine.
     for (std::size_t at = 0; at < numbers.size(); at += kBatch) {
       char answer = 0;
-      if (!send_fds(bare.socket.raw(), std::span{numbers}.subspan(at, std::min(kBatch, numbers.size() - at))) ||
-          ::recv(bare.socket.raw(), &answer, 1, 0) != 1)
-        return luo::sys_fail("bare passing");
+      const auto batch = std::span{numbers}.subspan(at, std::min(kBatch, numbers.size() - at));
+      const std::uint64_t began = now_ns();
+      if (!send_fds(bare.socket.raw(), batch) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1) return luo::sys_fail("bare passing");
+      bare_us.push_back(us_each(began, batch.size()));
     }
-    bare_us.push_back(us_each(began, numbers.size()));
     // The same without waiting for each answer: what the kernel alone takes.
-    began = now_ns();
+    const std::uint64_t began = now_ns();
     for (std::size_t at = 0; at < numbers.size(); at += kBatch)
       if (!send_fds(bare.socket.raw(), std::span{numbers}.subspan(at, std::min(kBatch, numbers.size() - at))))
         return luo::sys_fail("bare passing");
@@ -228,9 +228,12 @@ luo::Result<nlohmann::json> measure_preserve(const Options& options) {
     bare.stop();
 
     const luo::Fd session = LUO_TRY(create(connection, fmt::format("bench-{}", round)));
-    began = now_ns();
-    LUO_TRY(preserve(connection, session, numbers, 1));
-    luo_us.push_back(us_each(began, numbers.size()));
+    for (std::size_t at = 0; at < numbers.size(); at += kBatch) {
+      const auto batch = std::span{numbers}.subspan(at, std::min(kBatch, numbers.size() - at));
+      const std::uint64_t started = now_ns();
+      LUO_TRY(preserve(connection, session, batch, at + 1));
+      luo_us.push_back(us_each(started, batch.size()));
+    }
     for (std::size_t i = 0; i < numbers.size(); ++i)  // a memfd is preserved once: give it back for the next round
       if (const int result = luo_unpreserve_fd(connection.get(), session.raw(), i + 1); result < 0)
         return luo_fail(result, "unpreserve");
@@ -253,11 +256,12 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
     if (!send_fds(bare.socket.raw(), numbers) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1) return luo::sys_fail("bare passing");
     std::vector<luo::Fd> received;
     std::vector<std::array<int, kBatch>> batches((options.files + kBatch - 1) / kBatch);
-    std::uint64_t began = now_ns();
-    for (auto& batch : batches)
+    for (auto& batch : batches) {
+      const std::uint64_t began = now_ns();
       if (::send(bare.socket.raw(), "r", 1, MSG_NOSIGNAL) != 1 || receive_fds(bare.socket.raw(), batch) != static_cast<int>(kBatch))
         return luo::sys_fail("bare passing");
-    bare_us.push_back(us_each(began, batches.size() * kBatch));
+      bare_us.push_back(us_each(began, kBatch));
+    }
     for (const auto& batch : batches)
       for (const int fd : batch) received.push_back(luo::Fd::adopt(fd));
     received.clear();
@@ -266,12 +270,15 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
     const std::string name = fmt::format("{}{}", options.prefix, round);
     const luo::Fd session = LUO_TRY(retrieve(connection, name));
     std::vector<int> fds(tokens.size(), -1);
-    began = now_ns();
-    const int came = luo_retrieve_many(connection.get(), session.raw(), tokens.data(), fds.data(), tokens.size());
-    luo_us.push_back(us_each(began, tokens.size()));
+    for (std::size_t at = 0; at < tokens.size(); at += kBatch) {
+      const std::size_t count = std::min(kBatch, tokens.size() - at);
+      const std::uint64_t began = now_ns();
+      const int came = luo_retrieve_many(connection.get(), session.raw(), &tokens[at], &fds[at], count);
+      luo_us.push_back(us_each(began, count));
+      if (came < 0) return luo_fail(came, "retrieve files of " + name);
+    }
     for (const int fd : fds)
       if (fd >= 0) received.push_back(luo::Fd::adopt(fd));
-    if (came < 0) return luo_fail(came, "retrieve files of " + name);
     if (received.size() != tokens.size()) return luo::fail(EIO, "{}: only {} of {} files came", name, received.size(), tokens.size());
     received.clear();
     if (const int result = luo_session_finish(connection.get(), session.raw()); result < 0) return luo_fail(result, "finish " + name);
