@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <gtest/gtest.h>
@@ -101,10 +102,18 @@ struct Name {
 
 class World {
  public:
-  explicit World(std::vector<Handler*> handlers = {}) {
+  /// Some worlds have thousands of sessions.
+  static void raise_fd_limit() {
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  }
+  explicit World(std::vector<Handler*> handlers = {}, Bytes arena_size = 256_MiB) {
+    raise_fd_limit();
     if (handlers.empty()) handlers.push_back(&fake);
     for (Handler* handler : handlers) EXPECT_TRUE(registry.add(*handler).has_value());
-    auto made = kho::Arena::create({.name = "engine-test", .layout = Engine::kLayout, .max_size = 256_MiB});
+    auto made = kho::Arena::create({.name = "engine-test", .layout = Engine::kLayout, .max_size = arena_size});
     EXPECT_TRUE(made.has_value());
     arena.emplace(std::move(*made));
     open();

@@ -352,6 +352,55 @@ TEST(Files, OfALargeSessionGoInSteps) {
   }
 }
 
+/// ENOMEM has its place in the order, too, and leaves everything as it was.
+TEST(Engine, WithoutMemoryRefusesInOrderAndGoesOnWhenThereIsSome) {
+  World w{{}, 1_MiB};
+  w.fake.identify = [](const FileInfo& f) { return Identity{1, static_cast<std::uint64_t>(f.fd), false}; };
+  const SessionId id = w.create("first");
+  const Fd one = memfd();
+  w.preserve(id, 0, duplicate(one));
+  // Sessions until no more fit, then files until the last block is gone.
+  std::vector<SessionId> more;
+  std::vector<Fd> clients;
+  for (;;) {
+    Capability cap = capability();
+    const auto made = w.try_create(fmt::format("s{}", more.size()), cap.holder);
+    if (!made) {
+      EXPECT_EQ(code(made), ENOMEM) << to_string(made.error());
+      close_number(cap.holder.write_fd);
+      break;
+    }
+    clients.push_back(std::move(cap.client));
+    more.push_back(*made);
+  }
+  ASSERT_GT(more.size(), 100U);
+  w.expect_sound();
+  std::uint64_t token = 1;
+  while (true) {
+    const auto done = w.try_preserve(id, token, duplicate(one));
+    if (!done) {
+      EXPECT_EQ(code(done), ENOMEM) << to_string(done.error());
+      break;
+    }
+    ++token;
+  }
+  w.expect_sound();
+  EXPECT_EQ(w.engine->file_count(), token);
+  EXPECT_EQ(code(w.try_preserve(id, 0, Fd{}, EBADF)), EEXIST);
+  EXPECT_EQ(code(w.try_preserve(id, token, Fd{}, EBADF)), ENOMEM);
+  const Capability cap = capability();
+  EXPECT_EQ(code(w.try_create("", cap.holder)), EINVAL);
+  EXPECT_EQ(code(w.try_create("first", cap.holder)), ENOMEM);
+  close_number(cap.holder.write_fd);
+  // Freeing needs no memory; what was freed can be used.
+  for (const SessionId s : more) w.closed(s);
+  w.preserve(id, token, duplicate(one));
+  w.expect_sound();
+  w.closed(id);
+  EXPECT_EQ(w.engine->session_count(), 0U);
+  w.expect_sound();
+}
+
 TEST(Engine, RefusesAFileWhoseHandlerIsMissing) {
   World w;
   const SessionId id = w.create("vm");

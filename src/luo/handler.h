@@ -41,7 +41,9 @@ struct KeptFile {
 };
 
 /// Called on the loop thread, one call at a time; outlives the engine. Which callbacks run in which order:
-/// docs/architecture.md, Lifecycle (Linux 7.3: reference §3.3).
+/// docs/architecture.md, Lifecycle (Linux 7.3: reference §3.3). unpreserve, unfreeze and finish are called
+/// before the step that they belong to is committed: after a crash in between, or if the step is abandoned,
+/// they are called again for the same file.
 class Handler {
  public:
   virtual std::string_view name() const noexcept = 0;  ///< constant, 1..47 bytes, with a version: "memfd-v1"

@@ -132,6 +132,7 @@ void Engine::Impl::set_holder(Change& change, SessionRecord& session, Role role,
 /// Whoever it was stays visible in uid and pid.
 void Engine::Impl::clear_holder(Change& change, SessionRecord& session, Role role) noexcept {
   HolderRecord& holder = session.holder[index(role)];
+  if (holder.write_fd < 0 && holder.inode == 0) return;
   if (holder.write_fd >= 0) change.close_later(holder.write_fd);
   if (holder.read_fd >= 0) change.close_later(holder.read_fd);
   if (holder.inode != 0) table(root->inodes).remove(change.tx, hash(holder.inode), arena.ref_of(&session).at);
