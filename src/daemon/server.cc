@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <linux/close_range.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -111,11 +112,16 @@ Result<> Server::restore(WorkerKind kind) {
     auto expected = static_cast<std::uint32_t>(Trial::Trying);
     if (!control_.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(Trial::Serving)))
       return fail(ECANCELED, "the old luod has given this update up");
+    // From now on we outlive our keeper, and only now the guard may leave: it waits for the word, not for
+    // the state, because a keeper that dies in between takes us along.
+    prctl(PR_SET_PDEATHSIG, 0);
     [[maybe_unused]] const ssize_t told = write(control_.trial_report_fd, "s", 1);
   } else {
     auto expected = static_cast<std::uint32_t>(Trial::Trying);
-    control_.trial_errno = ECANCELED;
-    if (control_.trial.load() == expected) wire::put_text(control_.trial_why, "luod's worker was killed while it waited for the new image");
+    if (control_.trial.load() == expected) {
+      control_.trial_errno = ECANCELED;
+      wire::put_text(control_.trial_why, "luod's worker was killed while it waited for the new image");
+    }
     control_.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(Trial::Abandoned));
   }
 

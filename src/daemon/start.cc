@@ -86,6 +86,7 @@ void drop_mapping(Control& control) noexcept {
 [[noreturn]] void worker_process(Control& inherited, WorkerKind kind) {
   log_as("luod worker");
   prctl(PR_SET_NAME, "luod-worker");
+  signal(SIGPIPE, SIG_IGN);  // a guard that was killed reads no report
   inherited.worker_starts.fetch_add(1);
   const auto serve = [&]() -> Result<int> {
     // The number stays the keeper's, whatever happens here: the table is shared.
@@ -105,7 +106,6 @@ void drop_mapping(Control& control) noexcept {
       control.damaged.store(restored.error().code == EBADMSG ? 1 : 0);
       return std::unexpected(std::move(restored).error());
     }
-    if (kind == WorkerKind::OfNewImage) prctl(PR_SET_PDEATHSIG, 0);
     return server.run();
   };
   const Result<int> status = serve();
@@ -163,6 +163,8 @@ Result<int> resume(int arena_fd) {
   kho::Arena arena = LUO_TRY_DURING("resume", kho::Arena::open(Fd::adopt(arena_fd), Engine::kLayout));
   Control& control = *LUO_TRY_DURING("resume", checked_control(arena));
   if (control.trial.load() != static_cast<std::uint32_t>(Trial::Trying)) return fail(EINVAL, "resume: no update of luod is under way");
+  // It closed when we were executed: its number is free, and may soon be another file's.
+  control.trial_image_fd = -1;
   Keeper keeper{.control = control, .worker_main = &worker_process, .new_image = true};
   return keeper.run();
 }

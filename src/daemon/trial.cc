@@ -20,6 +20,17 @@ bool move_trial(Control& control, Trial to) noexcept {
   return control.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(to));
 }
 
+/// The new keeper died about when its worker began to serve: did that one outlive it? Our descriptors are
+/// our own since the exec, so once we have closed our end of the report, its end is the last one.
+bool said_so(const Control& control, FdRef report) noexcept {
+  const int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+  if (null >= 0) dup3(null, control.trial_report_fd, O_CLOEXEC);  // the number stays taken, the arena names it
+  pollfd wait{report.raw, POLLIN, 0};
+  while (poll(&wait, 1, -1) < 0 && errno == EINTR) {
+  }
+  return (wait.revents & POLLIN) != 0;
+}
+
 [[noreturn]] void take_back(Control& control, WorkerMain worker_main) {
   dup3(control.log_fd, STDERR_FILENO, 0);
   log(Level::Error, "update of luod: {} ({}); the old one goes on", control.trial_why, errno_text(control.trial_errno));
@@ -48,10 +59,17 @@ void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, F
     const int n = poll(waits, 2, left_ms);
     if (n < 0 && errno == EINTR) continue;
     const auto trial = static_cast<Trial>(control.trial.load());
-    if (trial == Trial::Serving || trial == Trial::None) _exit(0);
+    const bool keeper_died = (waits[0].revents & POLLIN) != 0;
+    if (control.trial_guard_pid != getpid() || trial == Trial::None) _exit(0);
+    if (trial == Trial::Serving) {
+      if (!keeper_died || said_so(control, report)) _exit(0);
+      control.trial_errno = ECHILD;
+      wire::put_text(control.trial_why, "the new luod died as soon as it served");
+      control.trial.store(static_cast<std::uint32_t>(Trial::Abandoned));
+      take_back(control, worker_main);
+    }
     // The keeper could not exec: it is the old one still, and starts the next worker when this one is gone.
     if (trial == Trial::Abandoned) _exit(0);
-    const bool keeper_died = (waits[0].revents & POLLIN) != 0;
     const bool late = n == 0 && monotonic_ns() >= deadline;
     if (!keeper_died && !late) continue;
 
