@@ -73,6 +73,7 @@ class Custodian::Worker {
   void subscribe();
   void dispatch();
   void say_ready();
+  bool has_crossed();
   void lost(std::string_view during);
   void connect_again();
   void notify(Notice::Kind kind, std::string text = {});
@@ -102,6 +103,7 @@ class Custodian::Worker {
   milliseconds retry_ = kFirstRetry;
   std::uint64_t update_ = 0;  // the one that is being prepared
   bool preparing_ = false;
+  bool simulated_ = false;    // and it is one that ends this side, as a kexec would
   bool quiesced_ = false;     // the loop has stopped for it
   bool missing_ = false;      // some of files_ are not preserved
   bool stop_ = false;
@@ -268,6 +270,7 @@ void Custodian::Worker::on_prepare(void* context, const luo_update* update) {
   auto& self = *static_cast<Worker*>(context);
   self.update_ = update->id;
   self.preparing_ = true;
+  self.simulated_ = update->kind == LUO_UPDATE_SIMULATED;
   if (update->kind == LUO_UPDATE_LUOD) return self.say_ready();  // nothing of ours changes hands
   self.notify(Notice::Prepare);
 }
@@ -291,7 +294,21 @@ void Custodian::Worker::say_ready() {
   log(Level::Warning, "update {}: luod does not take our answer: {}", update_, luo_last_error());
 }
 
+// After a simulated kexec luod serves the next side and knows nobody of this one.
+bool Custodian::Worker::has_crossed() {
+  if (!quiesced_ || !simulated_) return false;
+  luo_connection* next_side = nullptr;
+  const bool serves = luo_open(start_.where.empty() ? nullptr : start_.where.c_str(), &next_side) == 0;
+  luo_close(next_side);
+  return serves;
+}
+
 void Custodian::Worker::lost(std::string_view during) {
+  if (has_crossed()) {
+    log(Level::Notice, "the session has crossed; a luo-cache that is started now takes it");
+    stop_ = true;
+    return notify(Notice::HandedOver);
+  }
   log(Level::Error, "luod is gone ({}); serving on, but what is cached now survives neither an update nor a crash",
       during);
   luo_close(std::exchange(start_.luod, nullptr));
