@@ -99,10 +99,8 @@ class Session {
     const int result = luo_retrieve_many(luo_, fd(), tokens.data(), numbers.data(), tokens.size());
     if (result < 0) return failure(result);
     for (const int number : numbers) {
-      if (number >= 0)
-        files.emplace_back(Descriptor{number});
-      else
-        files.emplace_back(std::unexpected(-number));
+      if (number >= 0) files.emplace_back(Descriptor{number});
+      else files.emplace_back(std::unexpected(-number));
     }
     return files;
   }
@@ -167,16 +165,18 @@ class Connection {
 
   Expected<void> on_update(UpdateCallbacks callbacks) {
     *callbacks_ = std::move(callbacks);
-    const luo_update_callbacks plain{
-        [](void* self, const luo_update* update) {
-          if (const auto& call = static_cast<UpdateCallbacks*>(self)->prepare) call(*update);
-        },
-        [](void* self, std::uint64_t id, const char* why) {
-          if (const auto& call = static_cast<UpdateCallbacks*>(self)->resumed) call(id, why);
-        },
-        [](void* self, std::uint64_t id) {
-          if (const auto& call = static_cast<UpdateCallbacks*>(self)->handed_over) call(id);
-        }};
+    const luo_update_callbacks plain{[](void* self, const luo_update* update) {
+                                       if (const auto& call = static_cast<UpdateCallbacks*>(self)->prepare)
+                                         call(*update);
+                                     },
+                                     [](void* self, std::uint64_t id, const char* why) {
+                                       if (const auto& call = static_cast<UpdateCallbacks*>(self)->resumed)
+                                         call(id, why);
+                                     },
+                                     [](void* self, std::uint64_t id) {
+                                       if (const auto& call = static_cast<UpdateCallbacks*>(self)->handed_over)
+                                         call(id);
+                                     }};
     return done(luo_on_update(get(), &plain, callbacks_.get()));
   }
   /// Polls readable when dispatch() has something to do.

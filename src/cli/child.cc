@@ -47,16 +47,16 @@ Result<Log> log_of(pid_t owner) {
   Fd same = Fd::adopt(static_cast<int>(syscall(SYS_pidfd_getfd, pidfd.raw(), STDERR_FILENO, 0U)));
   const int flags = same.valid() ? fcntl(same.raw(), F_GETFL) : -1;
   const bool writable = flags >= 0 && (flags & O_ACCMODE) != O_RDONLY && (flags & O_PATH) == 0;
-  Log log = writable && fstat(same.raw(), &info) == 0 && S_ISREG(info.st_mode)
-                ? LUO_TRY(as_log(link, std::move(same)))
-                : LUO_TRY(open_to_append(link, 0));
+  Log log = writable && fstat(same.raw(), &info) == 0 && S_ISREG(info.st_mode) ? LUO_TRY(as_log(link, std::move(same)))
+                                                                               : LUO_TRY(open_to_append(link, 0));
   if (auto path = read_link(log.file)) log.path = *std::move(path);
   return log;
 }
 
 /// A session's name as a file's name: any byte but NUL may be in the former.
 std::string as_file_name(std::string name) {
-  std::ranges::replace_if(name, [](char c) { return static_cast<unsigned char>(c) <= 0x20 || c == '/' || c == 0x7f; }, '_');
+  std::ranges::replace_if(
+      name, [](char c) { return static_cast<unsigned char>(c) <= 0x20 || c == '/' || c == 0x7f; }, '_');
   return name + ".log";
 }
 

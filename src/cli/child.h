@@ -29,7 +29,7 @@ Result<Log> open_log(const std::string& chosen, pid_t owner, const std::string& 
 std::string last_words(const Log& log);
 
 struct Program {
-  std::vector<std::string> argv;  ///< not empty; argv[0] is looked up in PATH
+  std::vector<std::string> argv;                                 ///< not empty; argv[0] is looked up in PATH
   std::vector<std::pair<std::string, std::string>> environment;  ///< on top of ours
 };
 

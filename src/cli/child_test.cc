@@ -55,7 +55,7 @@ TEST_F(ChildTest, GetsNoDescriptorOfOursAndNoBlockedSignal) {
   sigaddset(&term, SIGTERM);
   sigprocmask(SIG_BLOCK, &term, &before);
   const Log where = log();
-  const auto child = start_detached(shell("ls /proc/$$/fd; grep SigBlk /proc/$$/status"), where);
+  const auto child = start_detached(shell("ls /proc/$$/fd; exec grep SigBlk /proc/self/status"), where);
   sigprocmask(SIG_SETMASK, &before, nullptr);
   ASSERT_TRUE(child);
   EXPECT_EQ(how_it_ended(*child), "exited with status 0");
@@ -74,7 +74,8 @@ TEST_F(ChildTest, ReportsThatAProgramCannotBeStarted) {
 
 TEST_F(ChildTest, TerminateAsksFirstAndInsistsThen) {
   const Log where = log();
-  const auto polite = start_detached(shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done"), where);
+  const auto polite =
+      start_detached(shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done"), where);
   ASSERT_TRUE(polite);
   while (content("log") != "up\n") ASSERT_FALSE(ends_within(*polite, 1ms));
   terminate(*polite, 20s);
@@ -101,8 +102,7 @@ TEST_F(ChildTest, LogIsTheOwnersStderrIfThatIsAFile) {
     (void)!write(2, "owner\n", 6);  // at its own offset: it must not run over the successor's lines
     _exit(0);
   }
-  while (std::filesystem::read_symlink(fmt::format("/proc/{}/fd/2", owner)) != folder + "/owner.log") {
-  }
+  while (std::filesystem::read_symlink(fmt::format("/proc/{}/fd/2", owner)) != folder + "/owner.log") {}
   const auto where = open_log("", owner, folder + "/luod.sock", "cache");
   ASSERT_TRUE(where) << to_string(where.error());
   EXPECT_EQ(where->path, folder + "/owner.log");

@@ -121,9 +121,11 @@ Outcome stop(const Options& options) {
   request.start(Command::Stop, 0, 0).arg(wire::PlainArg{});
   Progress progress{"stop luod"};
   auto answer = ask(reached->connection, request, progress);
-  if (answer && answer->header.error != 0) return failure(options, kFailed, client::verdict(*std::move(answer)).error());
+  if (answer && answer->header.error != 0)
+    return failure(options, kFailed, client::verdict(*std::move(answer)).error());
   // Stopped is what it is when it closes the connection, with or without having answered.
-  Result<Woken> end = answer ? wait_for(reached->connection, {}, progress) : Result<Woken>{std::unexpected(answer.error())};
+  Result<Woken> end =
+      answer ? wait_for(reached->connection, {}, progress) : Result<Woken>{std::unexpected(answer.error())};
   if (!end && end.error().code != ECONNRESET) return failure(options, status_of(end.error()), end.error());
   return {kDone, options.json ? dump({{"ok", true}}) : "luod stopped\n", {}};
 }

@@ -46,7 +46,8 @@ TEST(Luoctl, TellsAnUnreachableLuodFromARefusal) {
   EXPECT_EQ(as_json["ok"], false);
   EXPECT_EQ(as_json["errno"], "ENOENT");
 
-  FakeLuod luod{[](FakeLuod& self) { self.refuse(self.expect(Command::Query), ENOENT, "no session 'x' (see luoctl list)"); }};
+  FakeLuod luod{
+      [](FakeLuod& self) { self.refuse(self.expect(Command::Query), ENOENT, "no session 'x' (see luoctl list)"); }};
   Options show = asking(Action::Show, luod);
   show.session = "x";
   const auto refused = run(show, {});
@@ -84,7 +85,8 @@ TEST(Luoctl, UpdateLuodSendsTheImageAndPrintsTheLastWordsOfOneThatFailed) {
     const auto request = self.expect(Command::UpdateLuod);
     EXPECT_EQ(request.fds.size(), 1U);
     EXPECT_EQ(request.arg<wire::UpdateArg>().timeout_ms, 1500U);
-    report(self, request, {{"ok", false}, {"error", "it does not serve: Connection timed out [ETIMEDOUT]"}, {"last_words", "oops\n"}},
+    report(self, request,
+           {{"ok", false}, {"error", "it does not serve: Connection timed out [ETIMEDOUT]"}, {"last_words", "oops\n"}},
            ETIMEDOUT);
   }};
   Options options = asking(Action::UpdateLuod, luod);
@@ -162,8 +164,13 @@ class UpdateServiceTest : public testing::Test {
 TEST_F(UpdateServiceTest, LeavesTheSuccessorRunning) {
   FakeLuod luod{[](FakeLuod& self) {
     offer(self);
-    report(self, expect_wait(self), {{"ok", true}, {"kind", "service"}, {"session", "cache"}, {"pause_ms", 1.5},
-                                     {"successor_pid", 77}, {"files", 3}});
+    report(self, expect_wait(self),
+           {{"ok", true},
+            {"kind", "service"},
+            {"session", "cache"},
+            {"pause_ms", 1.5},
+            {"successor_pid", 77},
+            {"files", 3}});
   }};
   Options options = service(luod, shell("echo $LUO_TICKET $LUO_SOCKET; exec sleep 100"));
   options.json = true;
@@ -184,7 +191,9 @@ TEST_F(UpdateServiceTest, SuccessorThatExitsEndsTheUpdate) {
     offer(self);
     const auto waiting = expect_wait(self);
     EXPECT_EQ(expect_cancel(self), "the new process exited with status 7 before it had taken over");
-    report(self, waiting, {{"ok", false}, {"error", "the new process exited with status 7 before it had taken over: " + errno_text(ECANCELED)}},
+    report(self, waiting,
+           {{"ok", false},
+            {"error", "the new process exited with status 7 before it had taken over: " + errno_text(ECANCELED)}},
            ECANCELED);
   }};
   const auto outcome = run(service(luod, shell("echo out of luck $LUO_TICKET; exit 7")), {});
@@ -202,7 +211,13 @@ TEST_F(UpdateServiceTest, CancelThatComesTooLateIsNoFailure) {
     offer(self);
     const auto waiting = expect_wait(self);
     (void)expect_cancel(self, ENOENT);
-    report(self, waiting, {{"ok", true}, {"kind", "service"}, {"session", "cache"}, {"pause_ms", 1.5}, {"successor_pid", 77}, {"files", 3}});
+    report(self, waiting,
+           {{"ok", true},
+            {"kind", "service"},
+            {"session", "cache"},
+            {"pause_ms", 1.5},
+            {"successor_pid", 77},
+            {"files", 3}});
   }};
   const auto outcome = run(service(luod, {"true"}), {});
   EXPECT_EQ(outcome.status, kDone);
@@ -214,11 +229,11 @@ TEST_F(UpdateServiceTest, UpdateThatIsCalledOffEndsTheSuccessor) {
   FakeLuod luod{[](FakeLuod& self) {
     offer(self);
     const auto waiting = expect_wait(self);
-    while (!std::filesystem::exists(log_of(self)) || std::filesystem::file_size(log_of(self)) == 0) {
-    }
+    while (!std::filesystem::exists(log_of(self)) || std::filesystem::file_size(log_of(self)) == 0) {}
     report(self, waiting, {{"ok", false}, {"error", "cache (pid 5) refused: busy: " + errno_text(EBUSY)}}, EBUSY);
   }};
-  const auto outcome = run(service(luod, shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done")), {});
+  const auto outcome =
+      run(service(luod, shell("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done")), {});
   EXPECT_EQ(outcome.status, kFailed);
   EXPECT_THAT(outcome.err, HasSubstr("cache (pid 5) refused: busy: Device or resource busy [EBUSY]"));
   EXPECT_THAT(outcome.err, HasSubstr("  | up\n  | bye\n"));
@@ -228,11 +243,13 @@ TEST_F(UpdateServiceTest, UpdateThatIsCalledOffEndsTheSuccessor) {
 TEST_F(UpdateServiceTest, SuccessorThatLuodSawDieIsNamedWithItsStatus) {
   FakeLuod luod{[](FakeLuod& self) {
     offer(self);
-    report(self, expect_wait(self), {{"ok", false}, {"error", "the successor is gone: " + errno_text(ECONNABORTED)}}, ECONNABORTED);
+    report(self, expect_wait(self), {{"ok", false}, {"error", "the successor is gone: " + errno_text(ECONNABORTED)}},
+           ECONNABORTED);
     std::ofstream{log_of(self), std::ios::app} << "answered\n";
   }};
   // Not before luod's answer: luoctl would call the update off itself.
-  const auto outcome = run(service(luod, {"sh", "-c", "until grep -q answered \"$0\"; do sleep 0.01; done; exit 9", log_of(luod)}), {});
+  const auto outcome =
+      run(service(luod, {"sh", "-c", "until grep -q answered \"$0\"; do sleep 0.01; done; exit 9", log_of(luod)}), {});
   EXPECT_EQ(outcome.status, kFailed);
   EXPECT_THAT(outcome.err, HasSubstr("the new process exited with status 9"));
   std::filesystem::remove(log_of(luod));
@@ -246,12 +263,14 @@ TEST_F(UpdateServiceTest, ProgramThatCannotBeStartedIsReportedAndTheUpdateCalled
   }};
   const auto outcome = run(service(luod, {"/no/such/program"}), {});
   EXPECT_EQ(outcome.status, kFailed);
-  EXPECT_EQ(outcome.err, "luoctl: update service 'cache': start '/no/such/program': No such file or directory [ENOENT]\n");
+  EXPECT_EQ(outcome.err,
+            "luoctl: update service 'cache': start '/no/such/program': No such file or directory [ENOENT]\n");
   std::filesystem::remove(log_of(luod));
 }
 
 TEST_F(UpdateServiceTest, RefusedOfferStartsNothing) {
-  FakeLuod luod{[](FakeLuod& self) { self.refuse(self.expect(Command::UpdateService), ENOENT, "no session of that name"); }};
+  FakeLuod luod{
+      [](FakeLuod& self) { self.refuse(self.expect(Command::UpdateService), ENOENT, "no session of that name"); }};
   const auto outcome = run(service(luod, shell("exit 0")), {});
   EXPECT_EQ(outcome.status, kFailed);
   EXPECT_FALSE(std::filesystem::exists(log_of(luod)));
@@ -267,7 +286,8 @@ TEST_F(UpdateServiceTest, SignalCallsItOff) {
     const auto waiting = expect_wait(self);
     kill(getpid(), SIGTERM);  // luoctl has it blocked, and reads it from a descriptor
     EXPECT_EQ(expect_cancel(self), "called off by the operator");
-    report(self, waiting, {{"ok", false}, {"error", "called off by the operator: " + errno_text(ECANCELED)}}, ECANCELED);
+    report(self, waiting, {{"ok", false}, {"error", "called off by the operator: " + errno_text(ECANCELED)}},
+           ECANCELED);
   }};
   const auto outcome = run(service(luod, shell("exec sleep 100")), {});
   EXPECT_EQ(outcome.status, kFailed);

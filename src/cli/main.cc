@@ -22,10 +22,8 @@ int main(int argc, char** argv) {
   using namespace luo::cli;
   const Parsed parsed = parse_options(argc, argv);
   Outcome outcome;
-  if (parsed.options)
-    outcome = run(*parsed.options, Style{wants_colours()});
-  else
-    (parsed.status == kDone ? outcome.out : outcome.err) = parsed.text, outcome.status = parsed.status;
+  if (parsed.options) outcome = run(*parsed.options, Style{wants_colours()});
+  else (parsed.status == kDone ? outcome.out : outcome.err) = parsed.text, outcome.status = parsed.status;
   std::fputs(outcome.err.c_str(), stderr);
   std::fputs(outcome.out.c_str(), stdout);
   if (std::fflush(stdout) != 0) {

@@ -49,8 +49,7 @@ void add_timeout(CLI::App& command, double& seconds, const char* what) {
 Parsed parse_options(int argc, const char* const* argv) {
   // What follows "--" belongs to the command to be started, whatever it looks like.
   const char* const* end = argv + argc;
-  const char* const* dashes =
-      std::find_if(argv, end, [](const char* word) { return std::string_view{word} == "--"; });
+  const char* const* dashes = std::find_if(argv, end, [](const char* word) { return std::string_view{word} == "--"; });
   Options options;
   if (dashes != end) options.command.assign(dashes + 1, end);
 
@@ -68,68 +67,79 @@ Parsed parse_options(int argc, const char* const* argv) {
   };
 
   does(app.add_subcommand("status", "what luod is and how much it holds"), Action::Status)
-      ->footer("Examples:\n"
-               "  luoctl status\n"
-               "  luoctl --socket /tmp/d/luod.sock status            another luod\n"
-               "  luoctl --json status | jq .worker_pid");
+      ->footer(
+          "Examples:\n"
+          "  luoctl status\n"
+          "  luoctl --socket /tmp/d/luod.sock status            another luod\n"
+          "  luoctl --json status | jq .worker_pid");
   does(app.add_subcommand("list", "all sessions"), Action::List)
-      ->footer("Examples:\n"
-               "  luoctl list\n"
-               "  luoctl --json list | jq -r '.sessions[].name'\n\n"
-               "HOLDER says whether a process holds the session's descriptor: held, handed out (sent, not\n"
-               "yet accepted), or none (kept for whoever retrieves it).");
+      ->footer(
+          "Examples:\n"
+          "  luoctl list\n"
+          "  luoctl --json list | jq -r '.sessions[].name'\n\n"
+          "HOLDER says whether a process holds the session's descriptor: held, handed out (sent, not\n"
+          "yet accepted), or none (kept for whoever retrieves it).");
   auto* show = does(app.add_subcommand("show", "one session and its files"), Action::Show);
   show->add_option("session", options.session, "its name, as luoctl list prints it")->required();
-  show->footer("Examples:\n"
-               "  luoctl show vm-7\n"
-               "  luoctl --json show vm-7 | jq '.files_list[].token'");
+  show->footer(
+      "Examples:\n"
+      "  luoctl show vm-7\n"
+      "  luoctl --json show vm-7 | jq '.files_list[].token'");
 
   auto* update = app.add_subcommand("update", "replace luod, a service, or everything");
   update->require_subcommand(1);
   update->fallthrough();
-  update->footer("Examples:\n"
-                 "  luoctl update luod --image /usr/local/bin/luod\n"
-                 "  luoctl update service cache -- /opt/new/luo-cache --port 6379\n"
-                 "  luoctl update simulated                            what a kexec would do, without one\n\n"
-                 "Help for each: luoctl update luod --help, and so on.");
+  update->footer(
+      "Examples:\n"
+      "  luoctl update luod --image /usr/local/bin/luod\n"
+      "  luoctl update service cache -- /opt/new/luo-cache --port 6379\n"
+      "  luoctl update simulated                            what a kexec would do, without one\n\n"
+      "Help for each: luoctl update luod --help, and so on.");
 
   double timeout = 0;
   auto* luod = does(update->add_subcommand("luod", "replace the running luod by another image"), Action::UpdateLuod);
   luod->add_option("--image", options.image, "the new luod (default: the luod beside luoctl)")->type_name("PATH");
   add_timeout(*luod, timeout, "for the new luod to serve, else the old one goes on (default: 10)");
-  luod->footer("Examples:\n"
-               "  luoctl update luod\n"
-               "  luoctl update luod --image /opt/luo-0.2/bin/luod --timeout 5\n\n"
-               "Sessions, files and connections stay. If the new image cannot be run, reads no state of this\n"
-               "luod, or does not serve in time, the old luod goes on and the new one's last words are printed.");
+  luod->footer(
+      "Examples:\n"
+      "  luoctl update luod\n"
+      "  luoctl update luod --image /opt/luo-0.2/bin/luod --timeout 5\n\n"
+      "Sessions, files and connections stay. If the new image cannot be run, reads no state of this\n"
+      "luod, or does not serve in time, the old luod goes on and the new one's last words are printed.");
 
-  auto* service = does(update->add_subcommand("service", "replace the process that owns a session"), Action::UpdateService);
+  auto* service =
+      does(update->add_subcommand("service", "replace the process that owns a session"), Action::UpdateService);
   service->formatter(std::make_shared<ServiceHelp>());
   service->add_option("session", options.session, "the session that the service owns")->required();
   add_timeout(*service, timeout, "for the whole update (default: 120)");
-  service->add_option("--log", options.log,
-                      "where the new process's output is appended (default: the file that the old one's\n"
-                      "stderr is, else SESSION.log beside luod's socket)")
+  service
+      ->add_option("--log", options.log,
+                   "where the new process's output is appended (default: the file that the old one's\n"
+                   "stderr is, else SESSION.log beside luod's socket)")
       ->type_name("FILE");
-  service->footer("Examples:\n"
-                  "  luoctl update service cache -- luo-cache --port 6379\n"
-                  "  luoctl update service cache --timeout 20 --log /var/log/cache.log -- /opt/new/luo-cache\n\n"
-                  "COMMAND is started in the background with LUO_TICKET in its environment, gets warm beside the\n"
-                  "old process, and takes the session over. If it exits, hangs, or the old process refuses, the\n"
-                  "old one goes on, COMMAND is ended, and its last words are printed. Ctrl-C calls it off.");
+  service->footer(
+      "Examples:\n"
+      "  luoctl update service cache -- luo-cache --port 6379\n"
+      "  luoctl update service cache --timeout 20 --log /var/log/cache.log -- /opt/new/luo-cache\n\n"
+      "COMMAND is started in the background with LUO_TICKET in its environment, gets warm beside the\n"
+      "old process, and takes the session over. If it exits, hangs, or the old process refuses, the\n"
+      "old one goes on, COMMAND is ended, and its last words are printed. Ctrl-C calls it off.");
 
-  auto* simulated = does(update->add_subcommand("simulated", "take everything across as a kexec would"), Action::UpdateSimulated);
+  auto* simulated =
+      does(update->add_subcommand("simulated", "take everything across as a kexec would"), Action::UpdateSimulated);
   add_timeout(*simulated, timeout, "for all services to get ready (default: 60)");
-  simulated->footer("Examples:\n"
-                    "  luoctl update simulated\n"
-                    "  luoctl update simulated --timeout 5\n\n"
-                    "For development: every session becomes incoming and has to be retrieved by name, as after a\n"
-                    "reboot into a new kernel. Services that refuse call it off.");
+  simulated->footer(
+      "Examples:\n"
+      "  luoctl update simulated\n"
+      "  luoctl update simulated --timeout 5\n\n"
+      "For development: every session becomes incoming and has to be retrieved by name, as after a\n"
+      "reboot into a new kernel. Services that refuse call it off.");
 
   does(app.add_subcommand("stop", "end luod; everything that it holds is given up"), Action::Stop)
-      ->footer("Examples:\n"
-               "  luoctl stop\n\n"
-               "To replace luod without losing anything: luoctl update luod.");
+      ->footer(
+          "Examples:\n"
+          "  luoctl stop\n\n"
+          "To replace luod without losing anything: luoctl update luod.");
 
   const auto usage = [](std::string text) { return Parsed{std::nullopt, kUsage, std::move(text)}; };
   try {

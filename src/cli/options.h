@@ -14,7 +14,7 @@ enum ExitStatus : int { kDone = 0, kFailed = 1, kUsage = 2, kUnreachable = 3 };
 
 struct Options {
   Action action = Action::Status;
-  std::string socket;                ///< empty: the rule of wire/paths.h
+  std::string socket;  ///< empty: the rule of wire/paths.h
   bool json = false;
   std::string session;               ///< Show, UpdateService
   std::string image;                 ///< UpdateLuod; empty: the luod beside luoctl

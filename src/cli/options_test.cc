@@ -36,7 +36,8 @@ TEST(Options, GlobalOnesStandAnywhere) {
 }
 
 TEST(Options, WhatFollowsTheDashesIsTheCommandWhateverItLooksLike) {
-  const auto parsed = parse({"update", "service", "cache", "--timeout", "2.5", "--log", "/l", "--", "prog", "--json", "--", "-x"});
+  const auto parsed =
+      parse({"update", "service", "cache", "--timeout", "2.5", "--log", "/l", "--", "prog", "--json", "--", "-x"});
   ASSERT_TRUE(parsed.options) << parsed.text;
   EXPECT_EQ(parsed.options->session, "cache");
   EXPECT_EQ(parsed.options->timeout_ms, 2500U);

@@ -29,8 +29,7 @@ class Table {
     std::string text;
     Colour colour = Colour::Plain;
   };
-  explicit Table(std::vector<std::string_view> titles, std::string_view right_aligned)
-      : right_{right_aligned} {
+  explicit Table(std::vector<std::string_view> titles, std::string_view right_aligned) : right_{right_aligned} {
     std::vector<Cell> row;
     for (const auto title : titles) row.push_back({std::string{title}, Colour::Bold});
     rows_.push_back(std::move(row));
@@ -100,7 +99,8 @@ Result<std::string> reading(Body&& body) {
   try {
     return body();
   } catch (const json::exception& e) {
-    return fail(EBADMSG, "luod's report is not what this luoctl understands ({}); use the luoctl of its version, or --json",
+    return fail(EBADMSG,
+                "luod's report is not what this luoctl understands ({}); use the luoctl of its version, or --json",
                 e.what());
   }
 }
@@ -109,7 +109,8 @@ Result<std::string> reading(Body&& body) {
 
 std::string printable(std::string_view text) {
   std::string out{text};
-  std::ranges::replace_if(out, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
+  std::ranges::replace_if(
+      out, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
   return out;
 }
 
@@ -152,9 +153,9 @@ Result<json> parse_report(std::string_view text) {
 
 Result<std::string> render_status(const json& status, Style style) {
   return reading([&] {
-    std::string out = fmt::format(
-        "{} {} at {}, up {}\n", coloured("luod", Colour::Bold, style), text_of(status, "version"),
-        text_of(status, "socket"), render_duration(status.at("uptime_ms").get<std::int64_t>()));
+    std::string out =
+        fmt::format("{} {} at {}, up {}\n", coloured("luod", Colour::Bold, style), text_of(status, "version"),
+                    text_of(status, "socket"), render_duration(status.at("uptime_ms").get<std::int64_t>()));
     const auto& sessions = status.at("sessions");
     const auto& arena = status.at("arena");
     std::string handlers;
@@ -162,19 +163,22 @@ Result<std::string> render_status(const json& status, Style style) {
       handlers += (handlers.empty() ? "" : ", ") + printable(name.get<std::string>());
     const std::uint64_t restarts = status.at("worker_restarts").get<std::uint64_t>();
     const std::string restarted = restarts == 0 ? "" : fmt::format(" (worker restarted {} times)", restarts);
-    out += line("processes", fmt::format("keeper {}, worker {}{}", number_of(status, "keeper_pid"),
-                                         number_of(status, "worker_pid"),
-                                         coloured(restarted, Colour::Yellow, restarts != 0 ? style : Style{})));
-    out += line("sessions", fmt::format("{} outgoing, {} incoming", number_of(sessions, "outgoing"), number_of(sessions, "incoming")));
+    out += line("processes",
+                fmt::format("keeper {}, worker {}{}", number_of(status, "keeper_pid"), number_of(status, "worker_pid"),
+                            coloured(restarted, Colour::Yellow, restarts != 0 ? style : Style{})));
+    out += line("sessions", fmt::format("{} outgoing, {} incoming", number_of(sessions, "outgoing"),
+                                        number_of(sessions, "incoming")));
     out += line("files", number_of(status, "files"));
     out += line("connections", number_of(status, "connections"));
-    out += line("descriptors", fmt::format("{} of {}", number_of(status, "open_files"), number_of(status, "open_files_limit")));
+    out += line("descriptors",
+                fmt::format("{} of {}", number_of(status, "open_files"), number_of(status, "open_files_limit")));
     out += line("arena", fmt::format("{} used, {} committed", render_bytes(arena.at("used_bytes").get<std::uint64_t>()),
                                      render_bytes(arena.at("committed_bytes").get<std::uint64_t>())));
     out += line("handlers", handlers);
     out += line("state in", text_of(status, "state_dir"));
     out += line("updates", fmt::format("{} of luod", number_of(status, "updates")));
-    if (const auto& last = status.at("last_update"); last.is_object()) out += line("last update", describe_update(last));
+    if (const auto& last = status.at("last_update"); last.is_object())
+      out += line("last update", describe_update(last));
     return out;
   });
 }
@@ -203,7 +207,8 @@ Result<std::string> render_show(const json& session, std::int64_t now_ms, Style 
     const std::string state = text_of(session, "state");
     std::string out = fmt::format("session {}\n", coloured(text_of(session, "name"), Colour::Bold, style));
     out += line("state", coloured(state, colour_of_state(state), style));
-    out += line("owner", fmt::format("pid {}, uid {}", session.at("pid").get<std::int64_t>(), number_of(session, "uid")));
+    out +=
+        line("owner", fmt::format("pid {}, uid {}", session.at("pid").get<std::int64_t>(), number_of(session, "uid")));
     out += line("holder", holder_of(session));
     out += line("made", render_duration(now_ms - session.at("created_ms").get<std::int64_t>()) + " ago");
     out += line("files", number_of(session, "files"));
@@ -226,8 +231,8 @@ Result<std::string> render_update(const json& report) {
   return reading([&]() -> std::string {
     const std::string kind = report.at("kind").get<std::string>();
     if (kind == "luod")
-      return fmt::format("luod updated from {} to {}: {}\n", text_of(report, "from_version"), text_of(report, "to_version"),
-                         pause_of(report));
+      return fmt::format("luod updated from {} to {}: {}\n", text_of(report, "from_version"),
+                         text_of(report, "to_version"), pause_of(report));
     if (kind == "service")
       return fmt::format("service '{}' updated: {}, new pid {}, {}\n", text_of(report, "session"), pause_of(report),
                          report.at("successor_pid").get<std::int64_t>(), count_of(report, "files", "file", "files"));

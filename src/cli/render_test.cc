@@ -40,7 +40,8 @@ TEST(RenderStatus, SaysWhatLuodIsAndHolds) {
 
 TEST(RenderStatus, DescribesAnUpdateThatFailedOrRuns) {
   json status = kStatus;
-  status["last_update"] = {{"ok", false}, {"kind", "service"}, {"session", "cache"}, {"error", "it refused"}, {"phase", "failed"}};
+  status["last_update"] = {
+      {"ok", false}, {"kind", "service"}, {"session", "cache"}, {"error", "it refused"}, {"phase", "failed"}};
   EXPECT_THAT(*render_status(status, {}), HasSubstr("of service 'cache': off: it refused\n"));
   status["last_update"] = {{"ok", false}, {"kind", "simulated"}, {"error", ""}, {"phase", "preparing"}};
   EXPECT_THAT(*render_status(status, {}), HasSubstr("simulated: preparing\n"));
@@ -68,7 +69,8 @@ TEST(RenderList, ColoursDoNotShiftColumns) {
 
 TEST(RenderShow, ListsTheFiles) {
   json session = kList["sessions"][0];
-  session["files_list"] = json::parse(R"([{"token": 18446744073709551615, "handler": "memfd", "status": "kept", "inode": 7, "size": 4096},
+  session["files_list"] =
+      json::parse(R"([{"token": 18446744073709551615, "handler": "memfd", "status": "kept", "inode": 7, "size": 4096},
                                           {"token": 0, "handler": "socket", "status": "failed", "inode": 81749}])");
   const auto text = render_show(session, 1'041'000, {});
   ASSERT_TRUE(text);
@@ -88,8 +90,9 @@ TEST(RenderShow, ListsTheFiles) {
 TEST(RenderUpdate, HasOneLineForEachKind) {
   EXPECT_EQ(*render_update({{"kind", "luod"}, {"from_version", "0.1"}, {"to_version", "0.2"}, {"pause_ms", 18.784}}),
             "luod updated from 0.1 to 0.2: pause 18.8 ms\n");
-  EXPECT_EQ(*render_update({{"kind", "service"}, {"session", "c"}, {"pause_ms", 0.032}, {"successor_pid", 7}, {"files", 1}}),
-            "service 'c' updated: pause 0.032 ms, new pid 7, 1 file\n");
+  EXPECT_EQ(
+      *render_update({{"kind", "service"}, {"session", "c"}, {"pause_ms", 0.032}, {"successor_pid", 7}, {"files", 1}}),
+      "service 'c' updated: pause 0.032 ms, new pid 7, 1 file\n");
   EXPECT_EQ(*render_update({{"kind", "simulated"}, {"sessions", 2}, {"files", 5}, {"pause_ms", 3.0}}),
             "2 sessions with 5 files crossed: pause 3.0 ms; retrieve them by name\n");
 }

@@ -34,8 +34,7 @@ class Interrupts {
   /// Takes those that came; a later one ends us as usual.
   void release() const {
     signalfd_siginfo info;
-    while (read(fd_.raw(), &info, sizeof info) > 0) {
-    }
+    while (read(fd_.raw(), &info, sizeof info) > 0) {}
     sigprocmask(SIG_SETMASK, &before_, nullptr);
   }
 

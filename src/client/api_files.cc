@@ -23,9 +23,7 @@ std::int32_t trouble_with(int fd) {
   return link && link->starts_with("anon_inode:[io_uring") ? ENOENT : 0;
 }
 
-bool is_about_descriptors(const Error& error) noexcept {
-  return error.code == EBADF || error.code == EINVAL;
-}
+bool is_about_descriptors(const Error& error) noexcept { return error.code == EBADF || error.code == EINVAL; }
 
 /// One batch; `errors` says for each what became of it.
 Result<> preserve_batch(luo_connection& c, int session, std::span<const int> fds, std::span<const uint64_t> tokens,
@@ -49,7 +47,8 @@ Result<> preserve_batch(luo_connection& c, int session, std::span<const int> fds
   if (!sent) return std::unexpected(std::move(sent).error());
   const Answer answer = LUO_TRY(verdict(*std::move(sent)));
   const auto results = wire::parse_array<wire::ManyResult>(answer.payload);
-  if (!results || results->elements.size() != fds.size()) return fail(EPROTO, "luod answered for another number of files");
+  if (!results || results->elements.size() != fds.size())
+    return fail(EPROTO, "luod answered for another number of files");
   for (std::size_t i = 0; i < fds.size(); ++i) errors[i] = results->elements[i].error;
   return {};
 }
@@ -62,17 +61,14 @@ Result<> retrieve_batch(luo_connection& c, int session, std::span<const uint64_t
   const auto results = wire::parse_array<wire::ManyResult>(answer.payload);
   if (!results || results->elements.size() != tokens.size())
     return fail(EPROTO, "luod answered for another number of files");
-  const auto announced = static_cast<std::size_t>(
-      std::ranges::count(results->elements, 0, &wire::ManyResult::error));
+  const auto announced = static_cast<std::size_t>(std::ranges::count(results->elements, 0, &wire::ManyResult::error));
   if (announced != answer.header.fds || std::ranges::any_of(results->elements, [](auto r) { return r.error < 0; }))
     return fail(EPROTO, "luod announced {} files and sent {}", announced, answer.header.fds);
   // Numbers are given out in order; when they run out, the rest is missing. Asking again is harmless.
   std::size_t next = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (const std::int32_t error = results->elements[i].error; error != 0)
-      fds[i] = -error;
-    else
-      fds[i] = next < answer.fds.size() ? answer.fds[next++].release() : -EMFILE;
+    if (const std::int32_t error = results->elements[i].error; error != 0) fds[i] = -error;
+    else fds[i] = next < answer.fds.size() ? answer.fds[next++].release() : -EMFILE;
   }
   return {};
 }

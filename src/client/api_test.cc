@@ -11,7 +11,6 @@
 
 #include <atomic>
 
-
 #include <numeric>
 
 #include "client/fake_luod.h"
@@ -35,7 +34,7 @@ Luo connect(const FakeLuod& luod) {
 }
 
 ino_t inode_of(int fd) {
-  struct stat info{};
+  struct stat info {};
   EXPECT_EQ(fstat(fd, &info), 0);
   return info.st_ino;
 }
@@ -101,9 +100,10 @@ TEST(LuoOpen, UsesTheTicketForOneConnectionOfTheProcess) {
 TEST(LuoOpen, IsNoSuccessorIfLuodDoesNotKnowTheTicket) {
   setenv("LUO_TICKET", "1f", 1);
   FakeLuod luod{[](FakeLuod& self) {
-    self.answer(self.expect(Command::Hello), 0, wire::HelloArg{});
-    self.expect_end();
-  }, false};
+                  self.answer(self.expect(Command::Hello), 0, wire::HelloArg{});
+                  self.expect_end();
+                },
+                false};
   EXPECT_FALSE(luo_is_successor(connect(luod).get()));
   unsetenv("LUO_TICKET");
 }
@@ -311,6 +311,7 @@ class LuoFileTest : public testing::Test {
   int session() { return pipe_.read.raw(); }
 
   Pipe pipe_ = make_pipe().value();
+  std::atomic<bool> returned_ = false;  // here, because scripts outlive the test's body
   std::unique_ptr<FakeLuod> luod_;
   Luo luo_;
 };
@@ -333,7 +334,8 @@ TEST_F(LuoFileTest, PreserveSendsTheFile) {
 }
 
 TEST_F(LuoFileTest, LuodsOwnSentenceReplacesTheHint) {
-  serve([](FakeLuod& self) { self.refuse(self.expect(Command::UnpreserveFd), EBUSY, "an update\x1b[2J is under way"); });
+  serve(
+      [](FakeLuod& self) { self.refuse(self.expect(Command::UnpreserveFd), EBUSY, "an update\x1b[2J is under way"); });
   EXPECT_EQ(luo_unpreserve_fd(luo(), session(), 3), -EBUSY);
   EXPECT_THAT(luo_last_error(), testing::EndsWith(": an update?[2J is under way: Device or resource busy [EBUSY]"));
 }
@@ -403,7 +405,8 @@ TEST_F(LuoFileTest, PreserveManyIsSplitAndItsResultsAreMappedBack) {
       const auto batch = wire::parse_array<wire::ManyEntry>(request.payload).value();
       ASSERT_EQ(batch.elements.size(), size);
       EXPECT_EQ(request.fds.size(), size == 253 && expected > 1000 ? size - 1 : size);
-      self.builder().start(Command::PreserveMany, request.header.nonce, 5)
+      self.builder()
+          .start(Command::PreserveMany, request.header.nonce, 5)
           .arg(wire::ManyArg{0, static_cast<std::uint32_t>(size)});
       for (const auto& entry : batch.elements) {
         EXPECT_EQ(entry.token, expected++);
@@ -513,20 +516,19 @@ TEST_F(LuoFileTest, RetrieveManyClosesWhatCameWhenALaterBatchFails) {
 
 TEST_F(LuoFileTest, RetrieveManyMarksWhatFoundNoNumber) {
   const Fd file = memfd();
-  std::atomic<bool> returned = false;
   serve([&](FakeLuod& self) {
     const auto request = self.expect(Command::RetrieveMany);
     self.builder().start(Command::RetrieveMany, request.header.nonce, 5).arg(wire::ManyArg{0, 2});
     self.builder().add(wire::ManyResult{0}).add(wire::ManyResult{0}).add_fd(file.raw()).add_fd(file.raw());
     const NoMoreDescriptors none;
     self.post();
-    returned.wait(false);
+    returned_.wait(false);
   });
   const std::uint64_t tokens[] = {1, 2};
   int fds[2];
   EXPECT_EQ(luo_retrieve_many(luo(), session(), tokens, fds, 2), 0) << luo_last_error();
-  returned = true;
-  returned.notify_one();
+  returned_ = true;
+  returned_.notify_one();
   EXPECT_THAT(fds, testing::Each(-EMFILE));
 }
 

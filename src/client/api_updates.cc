@@ -98,8 +98,7 @@ Result<int> handle(luo_connection& c, const EventMessage& message) {
   switch (kind) {
     case wire::Event::Prepare: return on_prepare(c, LUO_TRY(wire::parse_arg<wire::PrepareEvent>(message.payload)));
     case wire::Event::Resumed:
-    case wire::Event::HandedOver:
-      return on_end(c, kind, LUO_TRY(wire::parse_arg<wire::EndEvent>(message.payload)));
+    case wire::Event::HandedOver: return on_end(c, kind, LUO_TRY(wire::parse_arg<wire::EndEvent>(message.payload)));
   }
   return 0;
 }

@@ -10,7 +10,8 @@ Result<Answer> verdict(Answer answer) {
   if (answer.header.error == 0) return answer;
   std::string text{reinterpret_cast<const char*>(answer.payload.data()), answer.payload.size()};
   // It may quote names that others chose; what is printed must not command a terminal.
-  std::ranges::replace_if(text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
+  std::ranges::replace_if(
+      text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
   return std::unexpected(Error{answer.header.error, std::move(text)});
 }
 

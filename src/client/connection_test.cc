@@ -11,7 +11,9 @@ namespace {
 
 using wire::Command;
 
-wire::Builder& finish_request(wire::Builder& builder) { return builder.start(Command::Finish, 0, 5).arg(wire::PlainArg{}); }
+wire::Builder& finish_request(wire::Builder& builder) {
+  return builder.start(Command::Finish, 0, 5).arg(wire::PlainArg{});
+}
 
 Result<Answer> finish(Connection& connection) {
   wire::Builder builder;
@@ -25,17 +27,18 @@ bool polls_readable(int fd, int timeout_ms = 0) {
 
 TEST(Connection, IntroducesItselfAndLearnsWhatBothCan) {
   FakeLuod luod{[](FakeLuod& self) {
-    const auto hello = self.expect(Command::Hello);
-    const auto arg = hello.arg<wire::HelloArg>();
-    EXPECT_EQ(arg.ticket, 0xABCU);
-    EXPECT_EQ(wire::text_in(arg.name), "someone");
-    EXPECT_EQ(hello.header.nonce, 1U);
-    auto reply = arg;
-    reply.capabilities = wire::kCapBatch | (1ULL << 60);
-    reply.instance = 9;
-    self.answer(hello, 0, reply);
-    self.expect_end();
-  }, false};
+                  const auto hello = self.expect(Command::Hello);
+                  const auto arg = hello.arg<wire::HelloArg>();
+                  EXPECT_EQ(arg.ticket, 0xABCU);
+                  EXPECT_EQ(wire::text_in(arg.name), "someone");
+                  EXPECT_EQ(hello.header.nonce, 1U);
+                  auto reply = arg;
+                  reply.capabilities = wire::kCapBatch | (1ULL << 60);
+                  reply.instance = 9;
+                  self.answer(hello, 0, reply);
+                  self.expect_end();
+                },
+                false};
   {
     const auto connection = Connection::open(luod.path(), {"someone", 0xABC});
     ASSERT_TRUE(connection) << to_string(connection.error());
@@ -55,9 +58,10 @@ TEST(Connection, TakesRefusalOfHelloAsItIs) {
 
 TEST(Connection, IsNoLuodThatAnswersGarbageToHello) {
   FakeLuod luod{[](FakeLuod& self) {
-    (void)self.next();
-    self.raw("HTTP/1.1 400 Bad Request");
-  }, false};
+                  (void)self.next();
+                  self.raw("HTTP/1.1 400 Bad Request");
+                },
+                false};
   EXPECT_EQ(Connection::open(luod.path(), {}).error().code, EPROTO);
 }
 
@@ -174,29 +178,29 @@ TEST_P(GarbageTest, EndsTheConnection) {
 
 INSTANTIATE_TEST_SUITE_P(
     Connection, GarbageTest,
-    testing::Values(
-        Lie{"Text", [](FakeLuod& self, const auto&) { self.raw("garbage"); }},
-        Lie{"LongText", [](FakeLuod& self, const auto&) { self.raw(std::string(40'000, 'x')); }},
-        Lie{"TooLong", [](FakeLuod& self, const auto&) { self.raw(std::string(wire::kMaxMessage + 1, '\0')); }},
-        Lie{"AnswerToTheFuture",
-            [](FakeLuod& self, const auto& request) {
-              self.builder().start(Command::Finish, request.header.nonce + 1, 0).arg(wire::PlainArg{});
-              self.post();
-            }},
-        Lie{"NegativeErrno", [](FakeLuod& self, const auto& request) { self.answer(request, -5); }},
-        Lie{"HugeErrno", [](FakeLuod& self, const auto& request) { self.answer(request, 5000); }},
-        Lie{"MoreDescriptorsThanSaid",
-            [](FakeLuod& self, const auto& request) {
-              self.builder().start(Command::Finish, request.header.nonce, 0);
-              const int number = self.socket().raw;
-              EXPECT_TRUE(send(self.socket(), self.builder().bytes(), {&number, 1}));
-            }},
-        Lie{"FewerDescriptorsThanSaid",
-            [](FakeLuod& self, const auto& request) {
-              self.builder().start(Command::Finish, request.header.nonce, 0).add_fd(0).add_fd(0);
-              const int number = self.socket().raw;
-              EXPECT_TRUE(send(self.socket(), self.builder().bytes(), {&number, 1}));
-            }}),
+    testing::Values(Lie{"Text", [](FakeLuod& self, const auto&) { self.raw("garbage"); }},
+                    Lie{"LongText", [](FakeLuod& self, const auto&) { self.raw(std::string(40'000, 'x')); }},
+                    Lie{"TooLong",
+                        [](FakeLuod& self, const auto&) { self.raw(std::string(wire::kMaxMessage + 1, '\0')); }},
+                    Lie{"AnswerToTheFuture",
+                        [](FakeLuod& self, const auto& request) {
+                          self.builder().start(Command::Finish, request.header.nonce + 1, 0).arg(wire::PlainArg{});
+                          self.post();
+                        }},
+                    Lie{"NegativeErrno", [](FakeLuod& self, const auto& request) { self.answer(request, -5); }},
+                    Lie{"HugeErrno", [](FakeLuod& self, const auto& request) { self.answer(request, 5000); }},
+                    Lie{"MoreDescriptorsThanSaid",
+                        [](FakeLuod& self, const auto& request) {
+                          self.builder().start(Command::Finish, request.header.nonce, 0);
+                          const int number = self.socket().raw;
+                          EXPECT_TRUE(send(self.socket(), self.builder().bytes(), {&number, 1}));
+                        }},
+                    Lie{"FewerDescriptorsThanSaid",
+                        [](FakeLuod& self, const auto& request) {
+                          self.builder().start(Command::Finish, request.header.nonce, 0).add_fd(0).add_fd(0);
+                          const int number = self.socket().raw;
+                          EXPECT_TRUE(send(self.socket(), self.builder().bytes(), {&number, 1}));
+                        }}),
     [](const auto& lie) { return lie.param.name; });
 
 TEST(Connection, RefusesAFloodOfEventsThatNobodyHandles) {

@@ -73,8 +73,8 @@ int report(Operation operation, std::string_view goal, const Error& error) noexc
     if (advice.empty()) advice = common_hint(error.code);
     // luod's sentence may begin with the same goal.
     const bool said = error.what.starts_with(goal);
-    sentence = fmt::format("{}{}{}{}{}{}{}", said ? "" : goal, said ? "" : ": ", error.what, error.what.empty() ? "" : ": ", errno_text(error.code),
-                           advice.empty() ? "" : "; ", advice);
+    sentence = fmt::format("{}{}{}{}{}{}{}", said ? "" : goal, said ? "" : ": ", error.what,
+                           error.what.empty() ? "" : ": ", errno_text(error.code), advice.empty() ? "" : "; ", advice);
   } catch (...) {
     sentence.clear();  // out of memory: the number has to do
   }

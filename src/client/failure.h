@@ -7,12 +7,26 @@
 
 namespace luo::client {
 
-enum class Operation { Open, Create, Retrieve, Name, Finish, Renew, Preserve, Unpreserve, RetrieveFd, Tokens, Update, TakeOver };
+enum class Operation {
+  Open,
+  Create,
+  Retrieve,
+  Name,
+  Finish,
+  Renew,
+  Preserve,
+  Unpreserve,
+  RetrieveFd,
+  Tokens,
+  Update,
+  TakeOver
+};
 
 /// What someone who meets `code` in `operation` should know or try; empty if the errno's text says it all.
 std::string_view hint(Operation operation, int code) noexcept;
 
-/// Makes "goal: cause: errno's text [NAME]; hint" (the hint where luod has not said it) this thread's sentence and returns -error.code.
+/// Makes "goal: cause: errno's text [NAME]; hint" (the hint where luod has not said it) this thread's sentence and
+/// returns -error.code.
 int report(Operation operation, std::string_view goal, const Error& error) noexcept;
 
 /// This thread's sentence; never null.

@@ -25,8 +25,7 @@ TEST(LuoHpp, SessionsAndFilesOwnTheirDescriptors) {
     const wire::ManyEntry entries[] = {{30, 0, 0}, {10, 0, 0}};
     const Fd list = sealed_memfd("tokens", {reinterpret_cast<const char*>(entries), sizeof entries}).value();
     const int number = list.raw();
-    for (int i = 0; i < 2; ++i)
-      self.answer(self.expect(Command::ListTokens), 0, wire::ManyArg{0, 2}, {&number, 1});
+    for (int i = 0; i < 2; ++i) self.answer(self.expect(Command::ListTokens), 0, wire::ManyArg{0, 2}, {&number, 1});
     self.expect_end();
   }};
   {
@@ -61,7 +60,8 @@ TEST(LuoHpp, CallbacksSurviveAMoveOfTheConnection) {
     std::uint64_t prepared = 0;
     auto opened = api::Connection::open(luod.path().c_str());
     ASSERT_TRUE(opened);
-    ASSERT_TRUE(opened->on_update({.prepare = [&](const luo_update& u) { prepared = u.id; }, .resumed = {}, .handed_over = {}}));
+    ASSERT_TRUE(opened->on_update(
+        {.prepare = [&](const luo_update& u) { prepared = u.id; }, .resumed = {}, .handed_over = {}}));
     api::Connection luo = std::move(*opened);
     while (prepared == 0) {
       pollfd wait{luo.poll_fd().value(), POLLIN, 0};

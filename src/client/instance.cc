@@ -11,7 +11,8 @@ using luo::client::Answer;
 using luo::client::SessionRef;
 namespace wire = luo::wire;
 
-luo_connection::luo_connection(Fd kernel_device) : owner{getpid()}, successor{false}, device{std::move(kernel_device)} {}
+luo_connection::luo_connection(Fd kernel_device)
+    : owner{getpid()}, successor{false}, device{std::move(kernel_device)} {}
 
 luo_connection::luo_connection(luo::client::Connection to_luod)
     : owner{getpid()}, successor{to_luod.hello().ticket != 0}, connection{std::move(to_luod)} {}

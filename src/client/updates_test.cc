@@ -216,9 +216,10 @@ TEST_F(UpdateTest, DispatchReportsTheEndAfterTheLastEvent) {
     self.event(Event::HandedOver, end_event(8));
   });
   ASSERT_EQ(luo_open(luod_->path().c_str(), &luo_), 0);
-  const luo_update_callbacks callbacks{nullptr, nullptr, [](void* self, std::uint64_t id) {
-                                         static_cast<std::vector<std::string>*>(self)->push_back(fmt::format("over {}", id));
-                                       }};
+  const luo_update_callbacks callbacks{
+      nullptr, nullptr, [](void* self, std::uint64_t id) {
+        static_cast<std::vector<std::string>*>(self)->push_back(fmt::format("over {}", id));
+      }};
   ASSERT_EQ(luo_on_update(luo_, &callbacks, &calls_), 0);
   luod_->join();
   EXPECT_EQ(luo_dispatch(luo_), -ECONNRESET);

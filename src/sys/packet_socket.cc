@@ -41,7 +41,8 @@ Result<Fd> listen_packets(const std::string& path, int backlog) {
   const sockaddr_un address = LUO_TRY(address_of(path));
   Fd fd = Fd::adopt(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return sys_fail("socket(AF_UNIX, SOCK_SEQPACKET)");
-  if (bind(fd.raw(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return sys_fail("bind('{}')", path);
+  if (bind(fd.raw(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    return sys_fail("bind('{}')", path);
   if (::listen(fd.raw(), backlog) != 0) return sys_fail("listen('{}', {})", path, backlog);
   return fd;
 }

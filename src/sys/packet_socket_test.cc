@@ -21,7 +21,7 @@ namespace {
 std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span{text}); }
 
 ino_t inode_of(const Fd& fd) {
-  struct stat info{};
+  struct stat info {};
   EXPECT_EQ(fstat(fd.raw(), &info), 0);
   return info.st_ino;
 }

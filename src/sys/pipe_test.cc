@@ -74,14 +74,11 @@ TEST_F(PipeTest, RefusesEverythingThatIsNotItsReadEnd) {
 
 TEST_F(PipeTest, RefusesWhenAHolderFilledThePipe) {
   const Fd filler = reopened(pipe.read, O_WRONLY | O_NONBLOCK);
-  while (write_all(filler, std::string(4096, 'x'))) {
-  }
+  while (write_all(filler, std::string(4096, 'x'))) {}
   EXPECT_FALSE(same_pipe(pipe.write.raw(), pipe.read).value());
 }
 
-TEST_F(PipeTest, ReportsThatTheWriteEndIsNotOpen) {
-  EXPECT_EQ(same_pipe(19'999, pipe.read).error().code, EBADF);
-}
+TEST_F(PipeTest, ReportsThatTheWriteEndIsNotOpen) { EXPECT_EQ(same_pipe(19'999, pipe.read).error().code, EBADF); }
 
 }  // namespace
 }  // namespace luo

@@ -62,9 +62,7 @@ TEST(Process, ExecFdReturnsWhatWentWrong) {
   EXPECT_EQ(exec_fd(FdRef::borrow(19'999), argv, envp).code, EBADF);
 }
 
-TEST(Process, ReadLinkReportsAClosedNumber) {
-  EXPECT_EQ(read_link(FdRef::borrow(19'999)).error().code, ENOENT);
-}
+TEST(Process, ReadLinkReportsAClosedNumber) { EXPECT_EQ(read_link(FdRef::borrow(19'999)).error().code, ENOENT); }
 
 }  // namespace
 }  // namespace luo
