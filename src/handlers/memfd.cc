@@ -16,7 +16,8 @@ Result<std::uint64_t> seals_of(int fd) {
   const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0) return sys_fail("fcntl(fd {}, F_GET_SEALS)", fd);
   const auto bits = static_cast<std::uint64_t>(seals);
-  if ((bits & ~kKnownSeals) != 0) return fail(EOPNOTSUPP, "the memfd has seals {:#x}, of which {:#x} are not known", bits, bits & ~kKnownSeals);
+  if ((bits & ~kKnownSeals) != 0)
+    return fail(EOPNOTSUPP, "the memfd has seals {:#x}, of which {:#x} are not known", bits, bits & ~kKnownSeals);
   return bits;
 }
 

@@ -29,8 +29,8 @@ Result<> PipeHandler::retrieve(const KeptFile& file) {
   if (fstat(file.fd, &st) != 0) return sys_fail("fstat(fd {})", file.fd);
   const std::uint64_t mode = LUO_TRY(access_mode(file.fd));
   if (!S_ISFIFO(st.st_mode) || st.st_ino != file.data[0] || st.st_dev != file.data[1] || mode != file.data[2])
-    return fail(ESTALE, "fd {} is inode {} (access mode {}), preserved was pipe {} (access mode {})", file.fd, st.st_ino,
-                mode, file.data[0], file.data[2]);
+    return fail(ESTALE, "fd {} is inode {} (access mode {}), preserved was pipe {} (access mode {})", file.fd,
+                st.st_ino, mode, file.data[0], file.data[2]);
   return {};
 }
 

@@ -67,7 +67,8 @@ Result<> Checker::list(const ListRecord<SessionRecord>& sessions, Where where) {
     before = now;
     now = record->links.next;
   }
-  if (now || sessions.last != before) return damaged(before.at, "a list of {} sessions does not end there", sessions.count);
+  if (now || sessions.last != before)
+    return damaged(before.at, "a list of {} sessions does not end there", sessions.count);
   return {};
 }
 
@@ -93,7 +94,9 @@ Result<> Checker::session(Ref<SessionRecord> ref, Where where) {
     case Where::Dropped: fits = fits && age >= 2 && (is_incoming(state) || state == SessionState::Frozen); break;
     case Where::Doomed: break;
   }
-  if (!fits) return damaged(ref.at, "session {}: generation {}, state {} do not fit", record.id, record.generation, record.state);
+  if (!fits)
+    return damaged(ref.at, "session {}: generation {}, state {} do not fit", record.id, record.generation,
+                   record.state);
   const std::string_view name = Engine::Impl::name_of(record);
   if (name.empty() || name.size() >= sizeof record.name) return damaged(ref.at, "session {}: no name", record.id);
   marked_doomed_ += record.doomed != 0 ? 1 : 0;
@@ -143,7 +146,8 @@ Result<> Checker::files(Ref<SessionRecord> owner) {
   for (std::uint64_t n = 0; n < list.count; ++n) {
     const FileRecord* record = block(arena_, now, kFileMagic);
     if (record == nullptr) return damaged(now.at, "no file record");
-    if (record->links.prev != before || record->session != owner) return damaged(now.at, "a session's file list is broken");
+    if (record->links.prev != before || record->session != owner)
+      return damaged(now.at, "a session's file list is broken");
     LUO_TRY(file(now));
     before = now;
     now = record->links.next;
@@ -157,7 +161,8 @@ Result<> Checker::file(Ref<FileRecord> ref) {
   ++files_;
   LUO_TRY(descriptor(record.fd, ref.at));
   const HandlersRecord& handlers = *arena_.get(root_.handlers);
-  if (record.handler >= handlers.count) return damaged(ref.at, "a file with handler {} of {}", record.handler, handlers.count);
+  if (record.handler >= handlers.count)
+    return damaged(ref.at, "a file with handler {} of {}", record.handler, handlers.count);
   if (engine_.handlers[record.handler] == nullptr)
     return fail(ENOTSUP, "token {} of session '{}' needs the handler {}, which is not there", record.token,
                 shown(Engine::Impl::name_of(*arena_.get(record.session))), handlers.name[record.handler]);
@@ -199,7 +204,8 @@ Result<> Checker::tree(Ref<TreeRecord> ref, std::uint64_t files) {
       const FileRecord* node = block(arena_, now, kFileMagic);
       if (node == nullptr || node->tree != ref || node->up != up || ++entered > files)
         return damaged(now.at, "a tree's node does not fit");
-      if (up && arena_.get(up)->priority < node->priority) return damaged(now.at, "a tree's node has too high a priority");
+      if (up && arena_.get(up)->priority < node->priority)
+        return damaged(now.at, "a tree's node has too high a priority");
       path.push_back(now);
       up = now;
       now = node->left;

@@ -32,8 +32,8 @@ class Checker {
   const kho::Arena& arena_;
   RootRecord& root_;
   bool ask_kernel_;
-  std::uint64_t blocks_;                   ///< no list is longer than there are blocks
-  std::vector<bool> fds_;                  ///< which numbers are named already
+  std::uint64_t blocks_;                                    ///< no list is longer than there are blocks
+  std::vector<bool> fds_;                                   ///< which numbers are named already
   std::unordered_map<std::uint64_t, std::uint64_t> trees_;  ///< files that name it
   std::uint64_t sessions_ = 0, inodes_ = 0, files_ = 0, plain_ = 0, frozen_ = 0, marked_doomed_ = 0, listed_doomed_ = 0;
   std::uint64_t live_files_[2] = {0, 0};  ///< outgoing, incoming

@@ -67,7 +67,9 @@ class Damage : public ::testing::Test {
     const auto add = [&](std::string name, auto* at, std::size_t length) {
       regions.push_back({std::move(name), reinterpret_cast<std::byte*>(at), length});
     };
-    const auto record = [&](std::string name, auto ref) { add(std::move(name), w.arena->get(ref), sizeof *w.arena->get(ref)); };
+    const auto record = [&](std::string name, auto ref) {
+      add(std::move(name), w.arena->get(ref), sizeof *w.arena->get(ref));
+    };
     const auto table = [&](std::string name, const TableRecord& t) {
       add(std::move(name), w.arena->get(t.slots), t.capacity * sizeof(TableSlot));
     };
@@ -76,7 +78,8 @@ class Damage : public ::testing::Test {
       record("session", s);
       for (Ref<FileRecord> f = w.arena->get(s)->files.first; f; f = w.arena->get(f)->links.next) {
         record("file", f);
-        if (const Ref<TreeRecord> tree = w.arena->get(f)->tree; tree && trees.insert(tree.at).second) record("tree", tree);
+        if (const Ref<TreeRecord> tree = w.arena->get(f)->tree; tree && trees.insert(tree.at).second)
+          record("tree", tree);
       }
     };
     for (const auto* list : {&root->outgoing.sessions, &root->incoming.sessions, &root->dropped})
@@ -126,8 +129,10 @@ class Damage : public ::testing::Test {
     engine.for_each_session([&](const SessionView& s) {
       sum += s.name.size() + s.files + to_string(s.state).size();
       for (const Holder& holder : s.holder) sum += engine.find_by_inode(holder.inode).has_value() ? 1 : 0;
-      engine.for_each_file(s.id, [&](const FileView& f) { sum += f.handler.size() + static_cast<std::uint64_t>(f.fd); });
-      sum += engine.find(s.id).has_value() + engine.find_incoming(s.name).has_value() + engine.find_outgoing(s.name).has_value();
+      engine.for_each_file(s.id,
+                           [&](const FileView& f) { sum += f.handler.size() + static_cast<std::uint64_t>(f.fd); });
+      sum += engine.find(s.id).has_value() + engine.find_incoming(s.name).has_value() +
+             engine.find_outgoing(s.name).has_value();
     });
     std::vector<int> fds;
     engine.append_fds(fds);
@@ -193,7 +198,8 @@ Fd copy_of(const kho::Arena& arena) {
   for (off_t at = lseek(from, 0, SEEK_DATA); at >= 0; at = lseek(from, at, SEEK_DATA)) {
     const off_t end = lseek(from, at, SEEK_HOLE);
     while (at < end) {
-      const ssize_t n = pread(from, buffer.data(), std::min<std::size_t>(buffer.size(), static_cast<std::size_t>(end - at)), at);
+      const ssize_t n =
+          pread(from, buffer.data(), std::min<std::size_t>(buffer.size(), static_cast<std::size_t>(end - at)), at);
       EXPECT_EQ(pwrite(copy.raw(), buffer.data(), static_cast<std::size_t>(n), at), n);
       at += n;
     }
@@ -220,7 +226,8 @@ int use(const kho::Arena& damaged, const HandlerRegistry& registry) {
   for (const SessionId id : all()) {
     std::vector<Token> tokens;
     engine->for_each_file(id, [&](const FileView& f) { tokens.push_back(f.token); });
-    for (const Token token : tokens) step([&](Change& c) { (void)engine->retrieve(c, id, Role::Owner, token).has_value(); });
+    for (const Token token : tokens)
+      step([&](Change& c) { (void)engine->retrieve(c, id, Role::Owner, token).has_value(); });
     if (!tokens.empty()) step([&](Change& c) { (void)engine->unpreserve(c, id, tokens.back()).has_value(); });
     step([&](Change& c) { (void)engine->renew(c, id, Role::Owner).has_value(); });
   }
@@ -274,7 +281,8 @@ TEST_F(Damage, ThatIsAcceptedDoesNotBreakWhatComesAfterwards) {
 TEST_F(Damage, RootThatIsNoBlockIsRefused) {
   Change change{*w.arena};
   const PhysAddr real = w.arena->root(0);
-  for (const std::uint64_t bad : {std::uint64_t{1}, real.raw() + 16, real.raw() + 8, ~std::uint64_t{0}, ~std::uint64_t{0} << 4}) {
+  for (const std::uint64_t bad :
+       {std::uint64_t{1}, real.raw() + 16, real.raw() + 8, ~std::uint64_t{0}, ~std::uint64_t{0} << 4}) {
     change.tx.set_root(0, PhysAddr{bad});
     change.tx.mark();
     const auto opened = Engine::open(*w.arena, w.registry, nullptr);

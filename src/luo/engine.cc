@@ -15,10 +15,8 @@ Engine::~Engine() = default;
 Result<Engine> Engine::open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed) {
   if (!is_closed) is_closed = [](int) { return false; };
   auto impl = std::make_unique<Impl>(arena, handlers, std::move(is_closed));
-  if (arena.root(0) == PhysAddr{})
-    LUO_TRY_DURING("make the engine's tables", impl->make_root());
-  else
-    LUO_TRY_DURING("open the engine", impl->take_over());
+  if (arena.root(0) == PhysAddr{}) LUO_TRY_DURING("make the engine's tables", impl->make_root());
+  else LUO_TRY_DURING("open the engine", impl->take_over());
   return Engine{std::move(impl)};
 }
 

@@ -2,7 +2,9 @@
 // worker goes on where this one was killed. Knows no socket, no process and no clock.
 //
 // Every operation that changes something takes a Change: one transaction, plus the descriptors to close
-// once it is committed. An operation that fails has changed nothing (it goes back to where the Change was).
+// once it is committed. An operation that fails has changed nothing (it goes back to where the Change was),
+// except that a failed retrieve is remembered and that the close of a dead holder, once carried out, stays:
+// commit after an error, too. An operation on a session that is not there gives EBADF.
 // The caller adds what belongs to the same atomic step (the nonce, the answer) and commits.
 //
 // Cost: O(1) expected per operation in the number of sessions and files; whole updates O(n).
@@ -70,11 +72,11 @@ enum class Role : std::uint32_t { Owner = 1, Successor = 2 };
 /// The pipe behind a session fd: luod's write end, whose POLLERR is the last close, and, until the
 /// receiver has accepted, the read end that is being handed out.
 struct Holder {
-  int write_fd = -1;      ///< -1: nobody holds it
-  int read_fd = -1;       ///< >= 0: handed out, but not yet sent off (kept to be sent again after a crash)
+  int write_fd = -1;        ///< -1: nobody holds it
+  int read_fd = -1;         ///< >= 0: handed out, but not yet sent off (kept to be sent again after a crash)
   std::uint64_t inode = 0;  ///< of the pipe, suggests which session a presented fd is
   bool accepted = false;
-  PeerId peer{};          ///< to whom it was handed out
+  PeerId peer{};  ///< to whom it was handed out
 };
 
 struct OwnerInfo {
@@ -119,7 +121,8 @@ class Engine {
 
   /// In a fresh arena (root slot 0 empty) makes the tables, else checks everything that it will rely on
   /// (bounds, links, counts, handler names) and takes over. Errors: EBADMSG damaged, says what and where;
-  /// ENOTSUP a file's handler is not registered (names it); ENOMEM.
+  /// ENOTSUP a file's handler is not registered (names it); ENOMEM; ENOSPC over 64 handlers in one arena's life.
+  /// All handlers are registered before.
   static Result<Engine> open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed);
   Engine(Engine&&) noexcept;
   ~Engine();
@@ -151,7 +154,7 @@ class Engine {
   };
   /// Which capability has this pipe inode. A hint: prove it with the pipe itself.
   std::optional<InodeHit> find_by_inode(std::uint64_t inode) const;
-  void for_each_session(const std::function<void(const SessionView&)>& visit) const;  ///< creation order
+  void for_each_session(const std::function<void(const SessionView&)>& visit) const;          ///< creation order
   void for_each_file(SessionId id, const std::function<void(const FileView&)>& visit) const;  ///< preservation order
   std::uint64_t session_count() const noexcept;
   std::uint64_t file_count() const noexcept;
@@ -161,8 +164,8 @@ class Engine {
   // Role::Successor may retrieve from an outgoing session that it is about to take over.
   struct PreserveRequest {
     Token token;
-    int fd = -1;          ///< becomes the engine's on success; stays the caller's on error
-    int client_errno = 0; ///< != 0: the client could not send it (EBADF)
+    int fd = -1;           ///< becomes the engine's on success; stays the caller's on error
+    int client_errno = 0;  ///< != 0: the client could not send it (EBADF)
   };
   /// Order of checks: EINVAL incoming; EBUSY frozen; EEXIST token; ENOMEM; client_errno; EBADF (O_PATH);
   /// ENOENT no handler; EBUSY same file preserved (after IsClosed of its session); the handler's errno.
@@ -186,7 +189,7 @@ class Engine {
   void abandon_successor(Change& change, SessionId id);
 
   // --- everything at once ---------------------------------------------------------------------------
-  Result<> begin_prepare(Change& change, SessionId id);   ///< Outgoing → Preparing. EINVAL
+  Result<> begin_prepare(Change& change, SessionId id);        ///< Outgoing → Preparing. EINVAL
   void cancel_prepare(Change& change, SessionId id) noexcept;  ///< Preparing or Frozen (unfreezes, FIFO) → Outgoing
   /// Freezes one session's files, FIFO. On failure those frozen before are unfrozen FIFO, the state is Preparing again.
   std::expected<void, FreezeFailure> freeze_one(Change& change, SessionId id);
@@ -197,7 +200,8 @@ class Engine {
   void unfreeze_all();
   /// The point of no return of a simulated update, in one bounded transaction: outgoing becomes incoming,
   /// what was incoming is dropped (as the kernel does), the generation advances. All holders are gone.
-  /// A crash after it finds the dropped ones still to be swept; open() goes on with that.
+  /// A crash after it finds the dropped ones still to be swept; open() goes on with that. Until then append_fds()
+  /// names their descriptors and the crossed holders', which no view shows. Errors: EBUSY not all are frozen.
   Result<> cross(Change& change);
   void sweep();  ///< frees what cross dropped, in bounded steps. Called by open(), and after cross.
 

@@ -140,7 +140,8 @@ void Retrieve(benchmark::State& state) {
   {
     Change change{b.arena};
     const char name[64] = "session-0";
-    (void)b.engine->retrieve_session(change, std::span<const char, 64>{name}, {b.dup_one(), -1, 7, true, PeerId{1}}, {});
+    (void)b.engine->retrieve_session(change, std::span<const char, 64>{name}, {b.dup_one(), -1, 7, true, PeerId{1}},
+                                     {});
     change.commit();
   }
   std::mt19937_64 random{1};

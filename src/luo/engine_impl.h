@@ -27,6 +27,9 @@ class Step {
   Change::Mark mark_;
 };
 
+constexpr unsigned index(Role role) noexcept { return role == Role::Owner ? 0 : 1; }
+inline constexpr HolderRecord kNobody{-1, -1, 0, 0, 0, 0, 0, 0, 0};
+
 /// A session's name for people: what is not printable as \xNN.
 std::string shown(std::string_view name);
 
@@ -66,7 +69,7 @@ struct Engine::Impl {
     return hash(std::array<std::uint64_t, 2>{session.id, token});
   }
 
-  // --- sessions (sessions.cc)
+  // --- sessions (session_state.cc)
   Side side_of(const SessionRecord& session) const noexcept;
   SideRecord& side(const SessionRecord& session) const noexcept;  ///< not of a dropped one
   SessionState state_of(const SessionRecord& session) const noexcept;
@@ -90,6 +93,7 @@ struct Engine::Impl {
   /// Takes the session and its files away.
   void end(Change& change, SessionRecord& session, Ending ending);
 
+  // --- what is asked of sessions (sessions.cc)
   using InTheWay = Ref<SessionRecord>;
   Result<SessionId> create(Change& change, std::string_view name, const Holder& holder, OwnerInfo owner,
                            std::uint64_t now_ms, InTheWay& in_the_way);

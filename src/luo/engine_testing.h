@@ -53,9 +53,7 @@ class FakeHandler final : public Handler {
     note("can_finish", f.token);
     return error_for("can_finish", f.token) == 0;
   }
-  void finish(const KeptFile& f, bool retrieved) noexcept override {
-    note(retrieved ? "finish+" : "finish-", f.token);
-  }
+  void finish(const KeptFile& f, bool retrieved) noexcept override { note(retrieved ? "finish+" : "finish-", f.token); }
 
   std::function<bool(const FileInfo&)> wants = [](const FileInfo& f) {
     return S_ISREG(f.st.st_mode) && f.st.st_nlink == 0;

@@ -221,8 +221,8 @@ TEST(Retrieve, RemembersAFailure) {
   w.reopen();
   EXPECT_EQ(code(w.retrieve(id, 1)), ENOSPC);
   EXPECT_TRUE(w.finish(id).has_value());
-  EXPECT_THAT(w.take_calls(), ElementsAre("can_finish 1", "can_finish 2", "can_finish 3", "finish- 3", "finish- 2",
-                                          "finish- 1"));
+  EXPECT_THAT(w.take_calls(),
+              ElementsAre("can_finish 1", "can_finish 2", "can_finish 3", "finish- 3", "finish- 2", "finish- 1"));
 }
 
 TEST(Retrieve, IsForRetrievedSessions) {
@@ -253,8 +253,8 @@ TEST(Finish, AsksAllBeforeAnyAndGoesNewestFirst) {
   EXPECT_EQ(w.tokens(id).size(), 3U);
   w.fake.errors.clear();
   EXPECT_TRUE(w.finish(id).has_value());
-  EXPECT_THAT(w.take_calls(), ElementsAre("can_finish 1", "can_finish 2", "can_finish 3", "finish- 3", "finish+ 2",
-                                          "finish- 1"));
+  EXPECT_THAT(w.take_calls(),
+              ElementsAre("can_finish 1", "can_finish 2", "can_finish 3", "finish- 3", "finish+ 2", "finish- 1"));
   EXPECT_EQ(w.state(id), SessionState::Finished);
   EXPECT_EQ(w.engine->file_count(), 0U);
   EXPECT_THAT(w.tokens(id), IsEmpty());
@@ -312,14 +312,10 @@ TEST(Files, OfALargeSessionGoInSteps) {
       w.take_calls();
       {
         Change change{*w.arena};
-        if (crossed)
-          EXPECT_TRUE(w.engine->finish(change, id).has_value());
-        else
-          w.engine->holder_closed(change, id, Role::Owner);
-        if (crash)
-          change.tx.commit();  // killed right after it
-        else
-          change.commit();
+        if (crossed) EXPECT_TRUE(w.engine->finish(change, id).has_value());
+        else w.engine->holder_closed(change, id, Role::Owner);
+        if (crash) change.tx.commit();  // killed right after it
+        else change.commit();
       }
       const Calls calls = w.take_calls();
       ASSERT_EQ(calls.size(), crossed ? 2 * kFiles : kFiles);

@@ -106,10 +106,8 @@ std::optional<Token> Engine::Impl::unfinishable(const SessionRecord& session) co
 
 void Engine::Impl::call_ending(const SessionRecord& session, Ending ending) noexcept {
   for (const FileRecord* f = at(session.files.last); f != nullptr; f = at(f->links.prev)) {
-    if (ending == Ending::Unpreserve)
-      handler_of(*f).unpreserve(kept(*f));
-    else
-      handler_of(*f).finish(kept(*f), status(session, *f) > 0);
+    if (ending == Ending::Unpreserve) handler_of(*f).unpreserve(kept(*f));
+    else handler_of(*f).finish(kept(*f), status(session, *f) > 0);
   }
 }
 
@@ -131,8 +129,7 @@ void Engine::Impl::remove_files(Change& change, SessionRecord& session, std::uin
 void Engine::Impl::bury_files(Change& change, SessionRecord& session) noexcept {
   kho::Tx& tx = change.tx;
   if (session.doomed == 0) {
-    if (session.files.count <= kFilesPerStep && tx.room() > kRoomForFiles)
-      remove_files(change, session, kFilesPerStep);
+    if (session.files.count <= kFilesPerStep && tx.room() > kRoomForFiles) remove_files(change, session, kFilesPerStep);
     if (session.files.count != 0) {
       tx.set(session.doomed, 1U);
       tx.set(session.next_doomed, root->doomed);
@@ -149,9 +146,8 @@ void Engine::Impl::bury_files(Change& change, SessionRecord& session) noexcept {
 
 Result<> Engine::preserve(Change& change, SessionId id, const PreserveRequest& request) {
   SessionRecord* session = LUO_TRY(impl_->need(id, "preserve"));
-  auto result = impl_->despite_the_dead(change, [&](Impl::InTheWay& in_the_way) {
-    return impl_->preserve(change, *session, request, in_the_way);
-  });
+  auto result = impl_->despite_the_dead(
+      change, [&](Impl::InTheWay& in_the_way) { return impl_->preserve(change, *session, request, in_the_way); });
   if (!result)
     return std::unexpected(
         std::move(result).error().during(goal("preserve", request.token.raw(), impl_->name_of(*session))));

@@ -10,7 +10,8 @@ namespace luo {
 
 Result<int> compare_files(int a, int b) {
   const pid_t self = getpid();
-  const long order = syscall(SYS_kcmp, self, self, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b));
+  const long order =
+      syscall(SYS_kcmp, self, self, KCMP_FILE, static_cast<unsigned long>(a), static_cast<unsigned long>(b));
   if (order < 0) return sys_fail("kcmp(KCMP_FILE, fd {}, fd {})", a, b);
   if (order == 3) return fail(EOPNOTSUPP, "kcmp(KCMP_FILE, fd {}, fd {}): this kernel gives no order", a, b);
   return order == 0 ? 0 : (order == 1 ? -1 : 1);

@@ -32,7 +32,7 @@ struct SessionEdge {
 
 inline constexpr SessionEdge kEdges[] = {
     {SessionState::Outgoing, SessionEvent::Prepare, SessionState::Preparing},
-    {SessionState::Outgoing, SessionEvent::Freeze, SessionState::Frozen},  // an owner that wants no notice
+    {SessionState::Outgoing, SessionEvent::Freeze, SessionState::Frozen},      // an owner that wants no notice
     {SessionState::Outgoing, SessionEvent::TakeOver, SessionState::Outgoing},  // its owner died first
     {SessionState::Outgoing, SessionEvent::Close, kGone},
     {SessionState::Preparing, SessionEvent::Freeze, SessionState::Frozen},

@@ -17,7 +17,8 @@ void list_unlink(kho::Arena& arena, kho::Tx& tx, ListRecord<T>& list, T* node) n
   const Links<T> links = node->links;
   if (links.prev) tx.set(arena.get(links.prev)->links.next, links.next);
   if (links.next) tx.set(arena.get(links.next)->links.prev, links.prev);
-  tx.set(list, ListRecord<T>{links.prev ? list.first : links.next, links.next ? list.last : links.prev, list.count - 1});
+  tx.set(list,
+         ListRecord<T>{links.prev ? list.first : links.next, links.next ? list.last : links.prev, list.count - 1});
   tx.set(node->links, Links<T>{});
 }
 

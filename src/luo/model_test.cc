@@ -228,7 +228,9 @@ class RandomRun {
     const int object = static_cast<int>(pick(objects_.size()));
     Fd fd = duplicate(objects_[static_cast<std::size_t>(object)]);
     const bool taken = attempt(
-        [&](Change& c) { return code(w_.engine->preserve(c, id, {Token{token}, fd.raw(), 0})); },
+        [&](Change& c) {
+          return code(w_.engine->preserve(c, id, {Token{token}, fd.raw(), 0}));
+        },
         [&](Model& m) {
           ModelSession& s = m.sessions.at(id.raw());
           if (!Model::is_out(s)) return EINVAL;
@@ -306,8 +308,9 @@ class RandomRun {
   }
   void renew(SessionId id) {
     const Role role = pick(2) == 0 ? Role::Owner : Role::Successor;
-    const bool renewed = attempt([&](Change& c) { return code(w_.engine->renew(c, id, role)); },
-                                 [&](Model& m) { return role == Role::Owner ? m.renew(id.raw()) : m.take_over(id.raw()); });
+    const bool renewed =
+        attempt([&](Change& c) { return code(w_.engine->renew(c, id, role)); },
+                [&](Model& m) { return role == Role::Owner ? m.renew(id.raw()) : m.take_over(id.raw()); });
     if (renewed && role == Role::Successor) clients_[id.raw()] = std::exchange(successors_[id.raw()], Fd{});
   }
   void prepare_or_cancel(SessionId id) {
@@ -346,19 +349,19 @@ class RandomRun {
     }
   }
   void succession(SessionId id) {
-    auto client = attempt_with_pipe(
-        [&](Change& c, const Holder& h) { return code(w_.engine->add_successor(c, id, h, {})); },
-        [&](Model& m) {
-          ModelSession& s = m.sessions.at(id.raw());
-          if (!Model::is_out(s)) return EINVAL;
-          if (s.successor) {
-            m.close_the_dead(id.raw());
-            if (!m.sessions.contains(id.raw())) return EBADF;
-            if (s.successor) return EBUSY;
-          }
-          s.successor = true;
-          return 0;
-        });
+    auto client =
+        attempt_with_pipe([&](Change& c, const Holder& h) { return code(w_.engine->add_successor(c, id, h, {})); },
+                          [&](Model& m) {
+                            ModelSession& s = m.sessions.at(id.raw());
+                            if (!Model::is_out(s)) return EINVAL;
+                            if (s.successor) {
+                              m.close_the_dead(id.raw());
+                              if (!m.sessions.contains(id.raw())) return EBADF;
+                              if (s.successor) return EBUSY;
+                            }
+                            s.successor = true;
+                            return 0;
+                          });
     if (client) successors_[id.raw()] = std::move(*client);
   }
   void cross() {
@@ -394,7 +397,8 @@ class RandomRun {
         ASSERT_LT(n, s.files.size());
         EXPECT_EQ(f.token.raw(), s.files[n].token);
         EXPECT_EQ(f.retrieve_status, s.files[n].status);
-        struct stat mine {}, theirs {};
+        struct stat mine {
+        }, theirs{};
         fstat(f.fd, &theirs);
         fstat(objects_[static_cast<std::size_t>(s.files[n].object)].raw(), &mine);
         EXPECT_EQ(mine.st_ino, theirs.st_ino);

@@ -54,11 +54,11 @@ struct FileRecord {
   std::uint64_t token;
   Links<FileRecord> links;  ///< order of preservation
   Ref<SessionRecord> session;
-  std::int32_t fd;             ///< luod's own
-  std::int32_t status;         ///< of retrieve, see FileView; holds only while status_of is current
-  std::uint64_t status_of;     ///< generation << 32 | epoch of the session in which it was tried
-  std::uint32_t handler;       ///< index in HandlersRecord
-  std::uint32_t indexed;       ///< 1: is in identities or in a tree
+  std::int32_t fd;          ///< luod's own
+  std::int32_t status;      ///< of retrieve, see FileView; holds only while status_of is current
+  std::uint64_t status_of;  ///< generation << 32 | epoch of the session in which it was tried
+  std::uint32_t handler;    ///< index in HandlersRecord
+  std::uint32_t indexed;    ///< 1: is in identities or in a tree
   HandlerData data;
   std::uint64_t group, object;  ///< Identity
   Ref<TreeRecord> tree;         ///< kinds that are told apart by kcmp(2); else none
@@ -91,8 +91,8 @@ struct SessionRecord {
   std::uint64_t generation;  ///< of the engine: this one outgoing, the one before incoming, older dropped
   Links<SessionRecord> links;
   Ref<SessionRecord> next_doomed;
-  std::uint32_t state;  ///< SessionState, or kGone. Of what has crossed: as it was before
-  std::uint32_t epoch;  ///< advances when earlier retrieves no longer count
+  std::uint32_t state;   ///< SessionState, or kGone. Of what has crossed: as it was before
+  std::uint32_t epoch;   ///< advances when earlier retrieves no longer count
   std::uint32_t doomed;  ///< 1: in the list of those whose files are to be swept
   std::uint32_t called;  ///< 1: its handlers have been told (unpreserve or finish)
   ListRecord<FileRecord> files;

@@ -397,7 +397,9 @@ TEST_F(Succession, HandsTheSessionOver) {
 
 TEST_F(Succession, AllowsOneLivingSuccessor) {
   Capability cap = capability();
-  const auto add = [&] { return w.step([&](Change& c) { return w.engine->add_successor(c, id, cap.holder, {4, 400}); }); };
+  const auto add = [&] {
+    return w.step([&](Change& c) { return w.engine->add_successor(c, id, cap.holder, {4, 400}); });
+  };
   EXPECT_EQ(code(add()), EBUSY);
   successors.clear();
   EXPECT_TRUE(add().has_value());

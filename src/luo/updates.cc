@@ -32,16 +32,17 @@ std::optional<FreezeFailure> Engine::Impl::freeze(Change& change, SessionRecord&
     return refusal(name, EINVAL, fmt::format("freeze session '{}': it is {}", shown(name), to_string(state)));
   // Each file may log its new data, once.
   if (change.tx.room() / (sizeof(HandlerData) + 64) <= session.files.count)
-    return refusal(name, ENOSPC, fmt::format("freeze session '{}': {} files are more than one step can freeze",
-                                             shown(name), session.files.count));
+    return refusal(name, ENOSPC,
+                   fmt::format("freeze session '{}': {} files are more than one step can freeze", shown(name),
+                               session.files.count));
   for (Ref<FileRecord> f = session.files.first; f; f = at(f)->links.next) {
     FileRecord& file = *at(f);
     auto data = handler_of(file).freeze(kept(file));
     if (!data) {
       unfreeze(session, f);
-      return FreezeFailure{name, Token{file.token}, std::string{handler_of(file).name()},
-                           std::move(data).error().during(
-                               fmt::format("freeze token {} of session '{}'", file.token, shown(name)))};
+      return FreezeFailure{
+          name, Token{file.token}, std::string{handler_of(file).name()},
+          std::move(data).error().during(fmt::format("freeze token {} of session '{}'", file.token, shown(name)))};
     }
     if (*data != file.data) change.tx.set(file.data, *data);
   }
@@ -173,7 +174,7 @@ bool Engine::Impl::sweep_holders() {
     Change change{arena};
     for (n = 0; session != nullptr && n < kPerStep; session = at(session->links.next)) {
       for (const Role role : {Role::Owner, Role::Successor}) {
-        const HolderRecord& holder = session->holder[role == Role::Owner ? 0 : 1];
+        const HolderRecord& holder = session->holder[index(role)];
         if (holder.generation == root->generation || (holder.write_fd < 0 && holder.inode == 0)) continue;
         clear_holder(change, *session, role);
         ++n;
