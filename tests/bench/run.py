@@ -6,6 +6,7 @@ met, 1 if not, 2 if a measurement could not be made.
 """
 import argparse
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -115,12 +116,15 @@ class Bench:
                 for kind in ("update luod", "kill worker"):
                     time.sleep(0.3)
                     worker = stage.status()["worker_pid"]
+                    time.sleep(0.1)
                     start = stages.monotonic_ns()
                     if kind == "update luod":
                         stage.update_luod()
                     else:
-                        stages.os.kill(worker, signal.SIGKILL)
-                        stage.wait_until("a new worker", lambda: stage.status()["worker_pid"] not in (worker, 0), every=0.001)
+                        os.kill(worker, signal.SIGKILL)
+                        # Not asked for its status, which is work for luod that others wait for.
+                        stage.wait_until("a new worker", lambda: set(workers()) - {worker}, every=0.001)
+                        stage.call(["luoctl", "show", "probe-0", "--json"])
                     events.append(analysis.Event(kind, start, stages.monotonic_ns()))
             time.sleep(0.3)
             found, asked = clients.finish()[-1], probe.finish()[-1]
@@ -239,6 +243,19 @@ class Bench:
 
 def verify(command, port, keys, *more, trace=None):
     return ["luo-verify", "--port", port, "--keys", keys, "--value", VALUE, *(["--trace", trace] if trace else []), command, *more]
+
+
+def workers():
+    """Pids of the workers below this process that are alive."""
+    found = []
+    for pid in stages.descendants(os.getpid()):
+        try:
+            name, rest = pathlib.Path(f"/proc/{pid}/stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:
+            continue
+        if name == "luod-worker" and rest.split()[0] != "Z":
+            found.append(pid)
+    return found
 
 
 def end(client):
