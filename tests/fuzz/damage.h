@@ -55,7 +55,8 @@ class Damage {
   }
 
   void edit(std::uint32_t at, std::uint8_t what, std::uint32_t argument) {
-    constexpr std::uint64_t kTelling[] = {0, 1, 2, ~std::uint64_t{0}, 1ULL << 31, 1ULL << 32, 1ULL << 63, 0x7fffffffffffffff};
+    constexpr std::uint64_t kTelling[] = {0,          1,          2,          ~std::uint64_t{0},
+                                          1ULL << 31, 1ULL << 32, 1ULL << 63, 0x7fffffffffffffff};
     switch (what % 6) {
       case 0: place(at, 1)[0] ^= static_cast<std::byte>(1U << (argument & 7)); break;
       case 1: place(at, 1)[0] = static_cast<std::byte>(argument); break;

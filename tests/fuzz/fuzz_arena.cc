@@ -56,11 +56,13 @@ class Image {
     if (base == MAP_FAILED) std::abort();
     const auto section = [&](std::uint64_t at, std::uint64_t bytes) { return std::span{base + at, bytes}; };
     // Of the heap only what the list shows: the rest is nobody's, and large.
-    std::vector<std::span<std::byte>> regions{
-        section(offsetof(Header, state), sizeof(HeaderState)), section(g.table_at, g.chunks * sizeof(Chunk)),
-        section(g.bitmap_at, g.chunks * kBitmapBytes),         section(g.backed_at, 8),
-        section(kLogAt, 64 << 10),                             section(0, sizeof(HeaderConstants)),
-        section(g.heap_at, 4096)};
+    std::vector<std::span<std::byte>> regions{section(offsetof(Header, state), sizeof(HeaderState)),
+                                              section(g.table_at, g.chunks * sizeof(Chunk)),
+                                              section(g.bitmap_at, g.chunks * kBitmapBytes),
+                                              section(g.backed_at, 8),
+                                              section(kLogAt, 64 << 10),
+                                              section(0, sizeof(HeaderConstants)),
+                                              section(g.heap_at, 4096)};
     if (dies_inside) {
       // The transaction stays open: this mapping shows the memory as a SIGKILL would leave it.
       auto* tx = new Tx{arena};

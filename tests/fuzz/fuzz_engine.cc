@@ -36,7 +36,8 @@ struct Name {
 class World {
  public:
   World() : handlers_{*make_handlers("all")} {
-    kho::Arena arena = *kho::Arena::create({.name = "fuzz-engine", .layout = Engine::kLayout, .max_size = Bytes{kHeapBytes}});
+    kho::Arena arena =
+        *kho::Arena::create({.name = "fuzz-engine", .layout = Engine::kLayout, .max_size = Bytes{kHeapBytes}});
     fd_ = Fd::adopt(fcntl(arena.fd().raw, F_DUPFD_CLOEXEC, 0));
     fill(arena);
     const kho::Geometry g = kho::geometry_of(kHeapBytes);
@@ -45,9 +46,11 @@ class World {
     // All that is in use, in pieces of a chunk. Only these are damaged; everything is put back.
     const auto* state = &reinterpret_cast<const kho::Header*>(base)->state;
     std::vector<std::span<std::byte>> records, rest;
-    for (std::uint32_t i = 0; i < state->frontier; ++i) records.emplace_back(base + g.heap_at + i * kho::kChunkBytes, used_in(arena, g, i));
+    for (std::uint32_t i = 0; i < state->frontier; ++i)
+      records.emplace_back(base + g.heap_at + i * kho::kChunkBytes, used_in(arena, g, i));
     std::erase_if(records, [](const auto& region) { return region.empty(); });
-    for (std::uint32_t i = 0; i < state->frontier; ++i) rest.emplace_back(base + g.heap_at + i * kho::kChunkBytes, kho::kChunkBytes);
+    for (std::uint32_t i = 0; i < state->frontier; ++i)
+      rest.emplace_back(base + g.heap_at + i * kho::kChunkBytes, kho::kChunkBytes);
     rest.emplace_back(base + g.table_at, g.chunks * sizeof(kho::Chunk));
     rest.emplace_back(base + g.bitmap_at, g.chunks * kho::kBitmapBytes);
     rest.emplace_back(base + g.backed_at, g.backed_bytes);
@@ -102,7 +105,7 @@ class World {
     const auto holder = [] {
       int ends[2];
       if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) std::abort();
-      struct stat st{};
+      struct stat st {};
       fstat(ends[0], &st);
       return Holder{ends[1], ends[0], st.st_ino, true, PeerId{1}};
     };
@@ -125,8 +128,8 @@ class World {
       int ends[2];
       if (pipe2(ends, O_CLOEXEC) != 0) std::abort();
       std::uint64_t token = 0;
-      for (const int fd : {memfd_create("a", MFD_CLOEXEC), memfd_create("b", MFD_CLOEXEC), eventfd(0, EFD_CLOEXEC), eventfd(0, EFD_CLOEXEC),
-                           eventfd(0, EFD_CLOEXEC), ends[0], ends[1]})
+      for (const int fd : {memfd_create("a", MFD_CLOEXEC), memfd_create("b", MFD_CLOEXEC), eventfd(0, EFD_CLOEXEC),
+                           eventfd(0, EFD_CLOEXEC), eventfd(0, EFD_CLOEXEC), ends[0], ends[1]})
         preserve(id, token++, fd);
     };
     all_kinds(create("retrieved"));
@@ -180,7 +183,8 @@ void work(kho::Arena& arena, Engine& engine, const std::vector<SessionId>& sessi
     change.commit();
   };
   const auto still_sound = [&](const char* what) {
-    if (const auto sound = engine.check(); !sound) found(fmt::format("after {}: {}", what, to_string(sound.error())).c_str());
+    if (const auto sound = engine.check(); !sound)
+      found(fmt::format("after {}: {}", what, to_string(sound.error())).c_str());
   };
   for (const SessionId id : sessions) {
     for (const std::uint64_t token : {0U, 3U, 6U}) {

@@ -70,6 +70,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   require(whole.requests == pieces.requests, "other requests when it comes in pieces");
   require(whole.error == pieces.error && whole.left == pieces.left, "another end when it comes in pieces");
   std::int64_t value = 0;
-  if (luo::cache::parse_integer(stream, value)) require(std::to_string(value) == stream, "a number that reads otherwise");
+  if (luo::cache::parse_integer(stream, value))
+    require(std::to_string(value) == stream, "a number that reads otherwise");
   return 0;
 }

@@ -20,7 +20,8 @@ void require(bool holds, const char* what) {
 template <class T>
 void argument(std::span<const std::byte> payload) {
   const auto parsed = parse_arg<T>(payload);
-  if (!parsed) return require(parsed.error().code != 0 && !parsed.error().what.empty(), "an error without code or text");
+  if (!parsed)
+    return require(parsed.error().code != 0 && !parsed.error().what.empty(), "an error without code or text");
   require(parsed->size >= sizeof(T) && parsed->size == payload.size(), "an argument of another size");
 }
 
@@ -30,7 +31,8 @@ void array(std::span<const std::byte> payload) {
   if (!parsed) return;
   require(!parsed->elements.empty() && parsed->elements.size() <= kMaxFds, "an array of another size");
   require(parsed->elements.size() == parsed->arg.count, "an array with another count");
-  require(payload.size() == parsed->arg.size + parsed->elements.size() * sizeof(Element), "an array with bytes left over");
+  require(payload.size() == parsed->arg.size + parsed->elements.size() * sizeof(Element),
+          "an array with bytes left over");
 }
 
 }  // namespace

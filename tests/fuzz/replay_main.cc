@@ -45,7 +45,8 @@ class Mutator {
  private:
   std::size_t below(std::size_t n) { return random_() % n; }
   std::uint8_t byte() {
-    constexpr std::uint8_t kTelling[] = {0, 1, 2, 3, 4, 8, 16, 32, 64, 127, 128, 255, '\r', '\n', '$', '*', '"', '\'', '\\', ' '};
+    constexpr std::uint8_t kTelling[] = {0,   1,   2,    3,    4,   8,   16,  32,   64,   127,
+                                         128, 255, '\r', '\n', '$', '*', '"', '\'', '\\', ' '};
     return below(2) == 0 ? kTelling[below(std::size(kTelling))] : static_cast<std::uint8_t>(random_());
   }
   void edit(Input& input) {
