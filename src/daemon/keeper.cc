@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -40,6 +41,13 @@ void reap_strangers(pid_t worker) noexcept {
 }
 
 }  // namespace
+
+void use_all_descriptors() noexcept {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "raise RLIMIT_NOFILE to {}: {}", limit.rlim_max, errno_text(errno));
+}
 
 void block_keeper_signals() noexcept {
   const sigset_t set = keeper_signals();
@@ -158,6 +166,7 @@ Result<pid_t> make_keeper(Control& control, WorkerMain worker_main) {
     return child;
   }
   log_as("luod keeper");
+  use_all_descriptors();
   prctl(PR_SET_NAME, "luod-keeper");
   prctl(PR_SET_PDEATHSIG, kParentDied);
   // Whatever the worker did to signal dispositions is not the keeper's.

@@ -37,6 +37,9 @@ struct Keeper {
 /// From the worker, when its keeper is dead: clones a new one. The child never returns.
 Result<pid_t> make_keeper(Control& control, WorkerMain worker_main);
 
+/// Raises the soft RLIMIT_NOFILE to the hard one.
+void use_all_descriptors() noexcept;
+
 /// The signals a keeper waits for; blocked in both processes.
 void block_keeper_signals() noexcept;
 inline constexpr int kExecRequest = 12;  // SIGUSR2: the worker asks the keeper to exec the image of the trial

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "daemon/control.h"
+#include "daemon/keeper.h"
 #include "daemon/version.h"
 #include "luo/engine.h"
 #include "sys/memfd.h"
@@ -26,6 +27,7 @@ constexpr int kExecFailed = 126;  // the errno follows in the words
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
+  use_all_descriptors();
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // survives the exec: nobody waits for it when this worker is gone
   const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
   dup2(null, STDIN_FILENO);

@@ -11,6 +11,7 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "base/log.h"
@@ -68,11 +69,13 @@ Result<Listener> make_listener(const std::string& path) {
   return Listener{LUO_TRY(listen_packets(path, 4096)), false};
 }
 
-void raise_nofile() noexcept {
+/// A serving worker leaves some numbers free: if it dies with a full table, the next one needs a few of its
+/// own before it can find out which of them are to be closed.
+void leave_some_descriptors() noexcept {
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
-  limit.rlim_cur = limit.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "raise RLIMIT_NOFILE to {}: {}", limit.rlim_max, errno_text(errno));
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max - std::min<rlim_t>(64, limit.rlim_max / 4);
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "set RLIMIT_NOFILE to {}: {}", limit.rlim_cur, errno_text(errno));
 }
 
 /// Gives back a mapping of the arena that was inherited from the process that cloned this one.
@@ -85,6 +88,7 @@ void drop_mapping(Control& control) noexcept {
 /// A worker's whole life, in the process that the keeper cloned for it.
 [[noreturn]] void worker_process(Control& inherited, WorkerKind kind) {
   log_as("luod worker");
+  use_all_descriptors();
   prctl(PR_SET_NAME, "luod-worker");
   signal(SIGPIPE, SIG_IGN);  // a guard that was killed reads no report
   inherited.worker_starts.fetch_add(1);
@@ -106,6 +110,7 @@ void drop_mapping(Control& control) noexcept {
       control.damaged.store(restored.error().code == EBADMSG ? 1 : 0);
       return std::unexpected(std::move(restored).error());
     }
+    leave_some_descriptors();
     return server.run();
   };
   const Result<int> status = serve();
@@ -116,7 +121,7 @@ void drop_mapping(Control& control) noexcept {
 }  // namespace
 
 Result<int> start_fresh(const Options& options) {
-  raise_nofile();
+  use_all_descriptors();
   const std::string dir = options.state_dir.empty() ? LUO_TRY(wire::runtime_folder()) : options.state_dir;
   std::string socket = options.socket;
   if (socket.empty()) {
@@ -157,7 +162,7 @@ Result<int> start_fresh(const Options& options) {
 }
 
 Result<int> resume(int arena_fd) {
-  raise_nofile();
+  use_all_descriptors();
   log_as("luod keeper");
   prctl(PR_SET_NAME, "luod-keeper");
   kho::Arena arena = LUO_TRY_DURING("resume", kho::Arena::open(Fd::adopt(arena_fd), Engine::kLayout));

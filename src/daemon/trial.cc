@@ -35,6 +35,7 @@ bool said_so(const Control& control, FdRef report) noexcept {
   dup3(control.log_fd, STDERR_FILENO, 0);
   log(Level::Error, "update of luod: {} ({}); the old one goes on", control.trial_why, errno_text(control.trial_errno));
   log_as("luod keeper");
+  use_all_descriptors();
   prctl(PR_SET_NAME, "luod-keeper");
   prctl(PR_SET_PDEATHSIG, 0);
   Keeper keeper{.control = control, .worker_main = worker_main};
