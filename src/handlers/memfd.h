@@ -11,12 +11,13 @@ class MemfdHandler final : public Handler {
   MemfdHandler();
   std::string_view name() const noexcept override { return "memfd-v1"; }
   bool can_preserve(const FileInfo& file) const noexcept override;
+  bool refuses_paths() const noexcept override { return true; }  // F_GET_SEALS does
   /// Errors: EOPNOTSUPP a seal that is not known; EFBIG above 2^32-1 pages.
   Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) override;
   void unpreserve(const KeptFile&) noexcept override {}
   /// Reads the seals again: some may have come since.
   Result<HandlerData> freeze(const KeptFile& file) override;
-  /// Errors: ESTALE another file, EIO seals are missing.
+  /// Errors: ESTALE another file. Its seals are its own: nobody can have taken one off.
   Result<> retrieve(const KeptFile& file) override;
   void finish(const KeptFile&, bool) noexcept override {}
 

@@ -13,12 +13,17 @@ constexpr std::size_t kRoomForFiles = std::size_t{2} << 20;
 
 Result<FileInfo> look_at(int fd) {
   if (fd < 0) return fail(EBADF, "fd {} is none", fd);
-  const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0) return sys_fail("fcntl(fd {}, F_GETFL)", fd);
-  if ((flags & O_PATH) != 0) return fail(EBADF, "fd {} was opened with O_PATH", fd);
   FileInfo info{fd, {}};
   if (fstat(fd, &info.st) != 0) return sys_fail("fstat(fd {})", fd);
   return info;
+}
+
+/// EBADF for what names a file without having it open; Linux gives it before all that follows from the kind of file.
+Result<> refuse_path(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return sys_fail("fcntl(fd {}, F_GETFL)", fd);
+  if ((flags & O_PATH) != 0) return fail(EBADF, "fd {} was opened with O_PATH", fd);
+  return {};
 }
 
 std::string goal(std::string_view verb, std::uint64_t token, std::string_view session) {
@@ -67,6 +72,7 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
   if (request.client_errno != 0) return fail(request.client_errno, "the client could not send its descriptor");
   const FileInfo info = LUO_TRY(look_at(request.fd));
   Handler* handler = registry.for_file(info);
+  if (handler == nullptr || !handler->refuses_paths()) LUO_TRY(refuse_path(request.fd));
   if (handler == nullptr) return fail(ENOENT, "no handler for a file of this kind (mode {:o})", info.st.st_mode);
   const std::uint32_t index = LUO_TRY(index_of(*handler));
   const Identity identity = handler->identity(info);
@@ -75,6 +81,7 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
     const FileRecord& same = *at(spot.same);
     const SessionRecord& other = *at(same.session);
     if (!is_dead(other)) {
+      LUO_TRY(refuse_path(request.fd));
       if (&other != &session) in_the_way = same.session;
       return fail(EBUSY, "the file is already preserved in session '{}' under token {}", shown(name_of(other)),
                   same.token);

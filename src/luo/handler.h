@@ -48,6 +48,8 @@ class Handler {
  public:
   virtual std::string_view name() const noexcept = 0;  ///< constant, 1..47 bytes, with a version: "memfd-v1"
   virtual bool can_preserve(const FileInfo& file) const noexcept = 0;
+  /// Whether preserve() by itself fails with EBADF for an O_PATH descriptor. Spares the engine a system call.
+  virtual bool refuses_paths() const noexcept { return false; }
   virtual Identity identity(const FileInfo& file) const noexcept {
     return {static_cast<std::uint64_t>(file.st.st_dev), static_cast<std::uint64_t>(file.st.st_ino), false};
   }
