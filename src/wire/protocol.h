@@ -48,9 +48,9 @@ enum class Command : std::uint32_t {
   Finish = 0xBA42,           ///< PlainArg → PlainArg
   GetName = 0xBA43,          ///< GetNameArg → GetNameArg
 
-  Hello = 0xBA80,         ///< HelloArg → HelloArg; must be the first request
-  Accept = 0xBA81,        ///< PlainArg: the session fd has arrived. → PlainArg
-  Present = 0xBA82,       ///< PlainArg + a dup of a session fd → PlainArg, header.session = handle. EBADF: not a session
+  Hello = 0xBA80,    ///< HelloArg → HelloArg; must be the first request
+  Accept = 0xBA81,   ///< PlainArg: the session fd has arrived. → PlainArg
+  Present = 0xBA82,  ///< PlainArg + a dup of a session fd → PlainArg, header.session = handle. EBADF: not a session
   UnpreserveFd = 0xBA83,  ///< TokenArg → TokenArg. ENOENT: no such token
   Renew = 0xBA84,         ///< PlainArg: a retrieved session becomes an outgoing one, with all its files
   PreserveMany = 0xBA85,  ///< ManyArg + ManyEntry[count] + fds → ManyArg + ManyResult[count]
@@ -58,16 +58,16 @@ enum class Command : std::uint32_t {
   RetrieveWait = 0xBA87,  ///< WaitArg: as RetrieveSession, but waits until there is one. ETIMEDOUT
   Subscribe = 0xBA88,     ///< PlainArg, reserved = 1 on, 0 off: wants events
   Prepared = 0xBA89,      ///< VerdictArg: the answer to Event::Prepare
-  TakeOver = 0xBA8A,      ///< WaitArg (name unused), successor's handle: I am warm; answered when the old one has quiesced
-  ListTokens = 0xBA8B,    ///< PlainArg → ManyArg + memfd with ManyEntry[count], in order of preservation
+  TakeOver = 0xBA8A,  ///< WaitArg (name unused), successor's handle: I am warm; answered when the old one has quiesced
+  ListTokens = 0xBA8B,  ///< PlainArg → ManyArg + memfd with ManyEntry[count], in order of preservation
 
-  Query = 0xBAA0,          ///< QueryArg → PlainArg + memfd with JSON
-  UpdateLuod = 0xBAA1,     ///< UpdateArg + image fd → PlainArg + memfd with JSON (a report; also on error)
-  UpdateService = 0xBAA2,  ///< UpdateArg → UpdateArg with id and ticket; the caller then starts the successor
-  UpdateWait = 0xBAA3,     ///< UpdateArg with id: answered when that update has ended → UpdateArg + memfd with JSON
-  UpdateCancel = 0xBAA4,   ///< UpdateArg with id + text: the successor is dead, or the operator gave up
-  UpdateSimulated = 0xBAA5,///< UpdateArg → PlainArg + memfd with JSON (also on error)
-  Stop = 0xBAA6,           ///< PlainArg: end luod
+  Query = 0xBAA0,            ///< QueryArg → PlainArg + memfd with JSON
+  UpdateLuod = 0xBAA1,       ///< UpdateArg + image fd → PlainArg + memfd with JSON (a report; also on error)
+  UpdateService = 0xBAA2,    ///< UpdateArg → UpdateArg with id and ticket; the caller then starts the successor
+  UpdateWait = 0xBAA3,       ///< UpdateArg with id: answered when that update has ended → UpdateArg + memfd with JSON
+  UpdateCancel = 0xBAA4,     ///< UpdateArg with id + text: the successor is dead, or the operator gave up
+  UpdateSimulated = 0xBAA5,  ///< UpdateArg → PlainArg + memfd with JSON (also on error)
+  Stop = 0xBAA6,             ///< PlainArg: end luod
 };
 
 enum class Event : std::uint32_t {
@@ -118,9 +118,9 @@ struct HelloArg {
   std::uint32_t size;
   std::uint32_t reserved;      ///< 0
   std::uint64_t capabilities;  ///< Capability bits; the answer has those of both
-  std::uint64_t ticket;        ///< request: from LUO_TICKET, names the update this process is the successor of; 0 if none
-  std::uint64_t instance;      ///< answer: random, one for each life of an arena
-  char name[32];               ///< request: the program's name, for people; NUL-terminated
+  std::uint64_t ticket;    ///< request: from LUO_TICKET, names the update this process is the successor of; 0 if none
+  std::uint64_t instance;  ///< answer: random, one for each life of an arena
+  char name[32];           ///< request: the program's name, for people; NUL-terminated
 };
 static_assert(sizeof(HelloArg) == 64);
 
@@ -156,7 +156,7 @@ static_assert(sizeof(VerdictArg) == 128);
 enum class QueryKind : std::uint32_t { Status = 1, List = 2, Show = 3 };
 struct QueryArg {
   std::uint32_t size;
-  std::uint32_t kind;  ///< QueryKind
+  std::uint32_t kind;     ///< QueryKind
   char name[kNameBytes];  ///< Show: the session
 };
 static_assert(sizeof(QueryArg) == 72);
