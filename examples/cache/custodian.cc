@@ -106,6 +106,7 @@ class Custodian::Worker {
   bool simulated_ = false;    // and it is one that ends this side, as a kexec would
   bool quiesced_ = false;     // the loop has stopped for it
   bool missing_ = false;      // some of files_ are not preserved
+  bool crossed_ = false;      // there is nothing left to keep
   bool stop_ = false;
 };
 
@@ -161,7 +162,7 @@ void Custodian::Worker::run() {
     wait();
     if (take_jobs() || Clock::now() >= due_) {
       due_ = Clock::time_point::max();
-      if (start_.luod == nullptr) connect_again();
+      if (start_.luod == nullptr && !crossed_) connect_again();
       carry_out();
     }
     dispatch();
@@ -306,7 +307,8 @@ bool Custodian::Worker::has_crossed() {
 void Custodian::Worker::lost(std::string_view during) {
   if (has_crossed()) {
     log(Level::Notice, "the session has crossed; a luo-cache that is started now takes it");
-    stop_ = true;
+    luo_close(std::exchange(start_.luod, nullptr));
+    crossed_ = true;
     return notify(Notice::HandedOver);
   }
   log(Level::Error, "luod is gone ({}); serving on, but what is cached now survives neither an update nor a crash",
