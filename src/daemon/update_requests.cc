@@ -251,6 +251,11 @@ void Server::drop_stale_grants() {
     if (session.state != SessionState::Incoming) return;
     state_->for_each_grant(session.id, [&](GrantRec& grant) { stale.push_back(grant.peer); });
   });
+  // So are those that had got ready for it, with sessions or without.
+  state_->for_each_peer([&](PeerRec& peer) {
+    const UpdateRec* update = peer.prepared != 0 ? state_->find_update(peer.prepared) : nullptr;
+    if (update != nullptr && update->kind == is(wire::UpdateKind::Simulated) && update->phase == is(Phase::Done)) stale.push_back(peer.id);
+  });
   for (const std::uint64_t id : stale) drop_peer(id, "its sessions have crossed");
 }
 
