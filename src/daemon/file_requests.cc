@@ -43,6 +43,7 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
   std::vector<Fd*> kept;
   for (const auto& entry : many.elements) {
     Fd* fd = entry.error == 0 ? &request.fds[next_fd++] : nullptr;
+    if (entry.error != 0 && entry.error != EBADF && entry.error != ENOENT) return fail(EBADMSG, "PRESERVE_MANY with error {}", entry.error);
     const Result<> done = entry.reserved != 0
                               ? Result<>{fail(EINVAL, "reserved is {}, not 0", entry.reserved)}
                               : engine_->preserve(change, handle.id,

@@ -58,9 +58,10 @@ int Keeper::run() {
   block_keeper_signals();
   control.keeper_pid.store(getpid());
   control.keeper_starts.fetch_add(1);
-  if (worker < 0) start_worker();
   const sigset_t set = keeper_signals();
   for (;;) {
+    if (control.stopping.load() != 0 && (worker < 0 || worker_gone())) return 0;
+    if (worker < 0) start_worker();
     if (const auto trial = static_cast<Trial>(control.trial.load()); trial == Trial::None || trial == Trial::Serving)
       new_image = false;
     if (worker < 0 || worker_gone()) {
@@ -70,6 +71,7 @@ int Keeper::run() {
     siginfo_t info{};
     const int signal = sigwaitinfo(&set, &info);
     if (signal == SIGTERM || signal == SIGINT) {
+      control.stopping.store(1);  // also for the one after this worker, should it die before it hears of it
       kill(worker, SIGTERM);
     } else if (signal == kExecRequest && info.si_pid == worker &&
                control.trial.load() == static_cast<std::uint32_t>(Trial::Trying)) {
@@ -107,6 +109,7 @@ bool Keeper::stop_or_restart() {
   worker = -1;
   if (control.stopping.load() != 0) return false;
   const auto trial = static_cast<Trial>(control.trial.load());
+  if (new_image) waitpid(control.trial_guard_pid, nullptr, WNOHANG);  // a zombie guards nothing
   const bool guarded = trial == Trial::Abandoned || (trial == Trial::Trying && kill(control.trial_guard_pid, 0) == 0);
   if (new_image && guarded) {
     log(Level::Error, "keeper: the worker of this image died before it served; the old luod takes back");

@@ -55,28 +55,23 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   probe_.reset();
   if (!answer) return refuse(answer.error(), words);
 
+  // All that can fail is done before the step is given up; after that nothing comes back here.
+  TrialParts parts{.image = std::move(request.fds[0]), .words = LUO_TRY(make_memfd("luod-last-words", 0)),
+                   .report = LUO_TRY(make_pipe()), .keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()))};
   change.tx.abort();
-  request.stepped = true;
-  const std::uint32_t timeout_ms = arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs;
-  const Result<> begun = begin_trial(std::move(request.fds[0]), request.peer, request.header.nonce, timeout_ms, answer->version);
-  // Only an error comes back.
-  request.stepped = false;
-  return std::unexpected(begun.error());
+  begin_trial(std::move(parts), request.peer, request.header.nonce, arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs,
+              answer->version);
 }
 
-Result<> Server::begin_trial(Fd image, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,
-                             const std::string& to_version) {
-  Fd words = LUO_TRY(make_memfd("luod-last-words", 0));
-  Pipe report = LUO_TRY(make_pipe());
-  const Fd keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()));
-
+void Server::begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,
+                         const std::string& to_version) {
   log(Level::Notice, "update from {} to {}: handing over {} sessions, {} files", kVersion, to_version, engine_->session_count(),
       engine_->file_count());
   control_.trial_begin_ns = monotonic_ns();
   control_.trial_guard_pid = getpid();
-  control_.trial_image_fd = image.release();
-  control_.trial_words_fd = words.release();
-  control_.trial_report_fd = report.write.release();
+  control_.trial_image_fd = parts.image.release();
+  control_.trial_words_fd = parts.words.release();
+  control_.trial_report_fd = parts.report.write.release();
   control_.trial_requester_fd = requester.fd;
   control_.trial_peer = requester.id;
   control_.trial_nonce = nonce;
@@ -90,7 +85,7 @@ Result<> Server::begin_trial(Fd image, const PeerRec& requester, std::uint64_t n
   engine_->append_fds(kept);
   state_->append_fds(kept);
   keep_over_exec(kept);
-  guard_trial(control_, worker_main_, keeper, report.read, timeout_ms);
+  guard_trial(control_, worker_main_, parts.keeper, parts.report.read, timeout_ms);
 }
 
 /// The request that began the trial is answered by whoever serves after it.

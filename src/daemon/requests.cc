@@ -21,6 +21,11 @@ constexpr std::size_t kMostErrorText = 400;
 
 void Server::serve(Peer& peer, PeerRec& record) {
   const std::uint64_t id = record.id;
+  // What a refused message brought is closed now, not when the next message arrives.
+  struct Clear {
+    std::vector<Fd>& fds;
+    ~Clear() { fds.clear(); }
+  } const clear{received_.fds};
   if (auto got = receive(FdRef::borrow(record.fd), buffer_, received_, MSG_PEEK | MSG_DONTWAIT); !got) {
     if (got.error().code != EAGAIN) drop_peer(id, got.error().what);
     return;
@@ -42,6 +47,10 @@ void Server::serve(Peer& peer, PeerRec& record) {
   if (header.nonce <= last.nonce) {
     log(Level::Notice, "connection {} ({}, pid {}): nonce {} after {}; closed", id, record.name, record.pid, header.nonce, last.nonce);
     return drop_peer(id, "nonce does not grow");
+  }
+  if (header.error != 0 && header.error != EBADF && header.error != ENOENT) {
+    log(Level::Notice, "connection {} ({}, pid {}): a request with error {}; closed", id, record.name, record.pid, header.error);
+    return drop_peer(id, "broken framing");
   }
   if (record.tried_nonce != header.nonce) record.tries = 0;
   record.tried_nonce = header.nonce;
@@ -134,12 +143,6 @@ void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change&
   send_answer(peer, record);  // may drop the peer
 
   if (!pending_.empty()) no_longer_pending(peer_id, header.nonce);
-  if (!closed_on_the_way_.empty()) {
-    Change cleanup{arena_};
-    for (const SessionId id : std::exchange(closed_on_the_way_, {}))
-      if (!engine_->find(id)) state_->drop_grants(cleanup, id);
-    cleanup.commit();
-  }
   after_commit();
 }
 
@@ -149,7 +152,7 @@ bool Server::send_answer(Peer& peer, PeerRec& record) {
   const auto sent = send(FdRef::borrow(record.fd), {last.bytes, last.length}, fds, MSG_DONTWAIT);
   if (!sent) {
     const int code = sent.error().code;
-    if (code != EAGAIN && code != ENOBUFS && code != ENOMEM && code != ETOOMANYREFS) {
+    if (!is_for_later(code)) {
       drop_peer(record.id, sent.error().what);
       return false;
     }
@@ -192,7 +195,7 @@ bool Server::send_answer(Peer& peer, PeerRec& record) {
 }
 
 void Server::park(Peer& peer, Request& request) {
-  request.peer.tries = 0;
+  if (request.peer.tries > 0) --request.peer.tries;  // waiting is no failure, dying when woken is
   peer.parked = true;
   peer.parked_nonce = request.header.nonce;
   peer.parked_until_ns = request.parked_until_ns;

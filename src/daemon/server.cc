@@ -1,6 +1,7 @@
 #include "daemon/server.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <linux/close_range.h>
@@ -62,6 +63,8 @@ struct Callbacks {
 };
 
 namespace {
+constexpr std::size_t kPollAtOnce = 1000;  // poll refuses more than RLIMIT_NOFILE
+
 /// A peer's source carries its server and its id.
 struct PeerContext {
   Server* server;
@@ -99,8 +102,7 @@ Result<> Server::restore(WorkerKind kind) {
 
   const auto is_closed = [this](int write_fd) {
     if (!reader_gone(write_fd)) return false;
-    const HolderWatch::Hit hit = holders_->find(write_fd);
-    if (hit.session.raw() != 0) closed_on_the_way_.push_back(hit.session);
+    closed_on_the_way_.push_back(write_fd);
     return true;
   };
   holders_.emplace(LUO_TRY(HolderWatch::make()));
@@ -130,6 +132,7 @@ Result<> Server::restore(WorkerKind kind) {
   settle_trial();
   settle_answers();
   drop_stale_grants();
+  unfreeze_leftovers();
   control_.early_deaths.store(0);
   served_since_ns_ = monotonic_ns();
   notify_ready();
@@ -176,9 +179,15 @@ Result<> Server::close_unnamed() {
     if (fd < 0 || fd >= table_size) return fail(EBADMSG, "the arena names descriptor {}, which does not exist", fd);
     keep[static_cast<std::size_t>(fd)] = true;
   }
-  for (int fd = 0; fd < table_size; ++fd) {
-    if (keep[static_cast<std::size_t>(fd)] || fcntl(fd, F_GETFD) < 0) continue;
-    if (auto adopted = adopt_connection(fd); !adopted) close_number(fd);
+  // One poll tells of all numbers whether they are open: POLLNVAL if not.
+  std::vector<pollfd> others;
+  for (int fd = 0; fd < table_size; ++fd)
+    if (!keep[static_cast<std::size_t>(fd)]) others.push_back({fd, 0, 0});
+  for (std::size_t at = 0; at < others.size(); at += kPollAtOnce)
+    if (poll(&others[at], std::min(kPollAtOnce, others.size() - at), 0) < 0) return sys_fail("poll of the descriptor table");
+  for (const pollfd& other : others) {
+    if ((other.revents & POLLNVAL) != 0) continue;
+    if (auto adopted = adopt_connection(other.fd); !adopted) close_number(other.fd);
   }
   // An update of luod has let everything through its exec; a probe shall inherit nothing of it.
   if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return sys_fail("close_range(CLOSE_RANGE_CLOEXEC)");
@@ -255,9 +264,11 @@ Result<> Server::watch_peer(PeerRec& record) {
 /// Answers that were committed but perhaps not sent when the last worker died: sent (again) before anything
 /// else happens, while the descriptors that they name are still what they were.
 void Server::settle_answers() {
-  std::vector<PeerRec*> all;
-  state_->for_each_peer([&](PeerRec& peer) { all.push_back(&peer); });
-  for (PeerRec* record : all) {
+  std::vector<std::uint64_t> all;
+  state_->for_each_peer([&](PeerRec& peer) { all.push_back(peer.id); });
+  for (const std::uint64_t id : all) {
+    PeerRec* record = state_->find_peer(id);
+    if (record == nullptr) continue;  // dropped with one before
     wire::Header header{};
     const ssize_t n = recv(record->fd, &header, sizeof header, MSG_PEEK | MSG_DONTWAIT);  // no control buffer: no fds
     if (n < static_cast<ssize_t>(sizeof header) || header.nonce == 0) continue;
@@ -267,7 +278,7 @@ void Server::settle_answers() {
       if (auto consumed = consume(FdRef::borrow(record->fd)); !consumed) log(Level::Warning, "{}", consumed.error());
       continue;
     }
-    send_answer(peers_.at(record->id), *record);
+    send_answer(peers_.at(id), *record);
   }
 }
 
@@ -307,16 +318,18 @@ void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
   if (peer.blocked) {
     if ((revents & (EPOLLHUP | EPOLLERR)) != 0) return drop_peer(id, "closed");
     peer.blocked = false;
-    sd_event_source_set_io_events(peer.io.get(), EPOLLIN);
+    sd_event_source_set_io_events(peer.io.get(), peer.parked ? 0U : static_cast<std::uint32_t>(EPOLLIN));
+    const bool had_events = !peer.events.empty();
     while (!peer.events.empty()) {
       const auto sent = send(FdRef::borrow(record->fd), peer.events.front(), {}, MSG_DONTWAIT);
-      if (!sent && sent.error().code == EAGAIN) {
+      if (!sent && is_for_later(sent.error().code)) {
         peer.blocked = true;
         sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
         return;
       }
       peer.events.erase(peer.events.begin());
     }
+    if (had_events) events_drained();
     const AnswerRec& last = state_->last_answer(*record);
     wire::Header header{};
     const ssize_t n = recv(record->fd, &header, sizeof header, MSG_PEEK | MSG_DONTWAIT);
@@ -338,6 +351,16 @@ void Server::drop_peer(std::uint64_t id, std::string_view why) {
   log(Level::Debug, "connection {} ({}, pid {}): {}", id, record->name, record->pid, why);
   // Killed between the commit and the close, the next worker would take the connection for a new one.
   shutdown(record->fd, SHUT_RDWR);
+  if (probe_ && id == probe_peer_) {
+    probe_source_.reset();
+    probe_.reset();
+  }
+  // A step at a time, so that no number of grants makes a transaction that the log cannot hold.
+  for (bool more = true; more;) {
+    Change step{arena_};
+    more = state_->drop_some_grants_of_peer(step, id);
+    step.commit();
+  }
   Change change{arena_};
   const AnswerRec& last = state_->last_answer(*record);
   // A session that was to be handed out and never left: its read end goes, and with it the session goes
@@ -346,6 +369,7 @@ void Server::drop_peer(std::uint64_t id, std::string_view why) {
     engine_->sent(change, SessionId{last.hand_session}, static_cast<Role>(last.hand_role));
   state_->remove_peer(change, *record);
   change.commit();
+  events_drained();
   update_lost_peer(id);
 }
 
@@ -367,12 +391,39 @@ void Server::on_holder_closed(int write_fd) {
   if (!before) return;
   Change change{arena_};
   engine_->holder_closed(change, hit.session, hit.role);
-  if (!engine_->find(hit.session)) state_->drop_grants(change, hit.session);
   change.commit();
   log(Level::Debug, "session '{}': last descriptor of its {} closed while {}", before->name,
       hit.role == Role::Owner ? "owner" : "successor", to_string(before->state));
-  update_lost_holder(hit.session, hit.role);
+  holder_is_gone(hit.session, hit.role);
+}
+
+void Server::holder_is_gone(SessionId id, Role role) {
+  // Whoever held it by that descriptor has no right to it any more, whatever becomes of the session.
+  const bool gone = !engine_->find(id).has_value();
+  for (bool more = true; more;) {
+    Change step{arena_};
+    more = state_->drop_some_grants_of_session(step, id, [&](const GrantRec& grant) {
+      return gone || grant.role == static_cast<std::uint32_t>(role);
+    });
+    step.commit();
+  }
+  update_lost_holder(id, role);
   wake_parked();
+}
+
+/// Closes that operations of the engine carried out because they were in the way. If their step was taken
+/// back, the holder is still named, and the loop will see its close.
+void Server::settle_closed() {
+  while (!closed_on_the_way_.empty()) {
+    const int write_fd = closed_on_the_way_.back();
+    closed_on_the_way_.pop_back();
+    const HolderWatch::Hit hit = holders_->find(write_fd);
+    if (hit.session.raw() == 0) continue;
+    const auto session = engine_->find(hit.session);
+    if (session && session->holder[hit.role == Role::Owner ? 0 : 1].write_fd == write_fd) continue;
+    holders_->forget(write_fd);
+    holder_is_gone(hit.session, hit.role);
+  }
 }
 
 Result<> Server::start_probe(Request& request) {

@@ -28,6 +28,7 @@
 #include "handlers/handlers.h"
 #include "luo/engine.h"
 #include "sys/packet_socket.h"
+#include "sys/pipe.h"
 #include "wire/message.h"
 
 namespace luo::daemon {
@@ -54,6 +55,11 @@ struct Request {
   std::uint64_t parked_until_ns;  ///< when it was first parked + its timeout; 0: this is the first time
   bool stepped = false;           ///< the command has committed a step of its own and is to be parked
 };
+
+/// A peer that does not read, or a kernel that has no memory for a message right now.
+constexpr bool is_for_later(int code) noexcept {
+  return code == EAGAIN || code == ENOBUFS || code == ENOMEM || code == ETOOMANYREFS;
+}
 
 /// What goes back. Descriptors are borrowed (the engine's, or a session's read end) unless `owned`.
 struct Reply {
@@ -102,6 +108,8 @@ class Server {
   void on_accept();
   void on_peer(std::uint64_t id, std::uint32_t revents);
   void on_holder_closed(int write_fd);
+  void holder_is_gone(SessionId session, Role role);  ///< after the commit: grants, updates, waiting requests
+  void settle_closed();
   void on_keeper_died();
   void watch_keeper();
   void drop_peer(std::uint64_t id, std::string_view why);
@@ -154,9 +162,13 @@ class Server {
   bool concerns(const UpdateRec& update, const PeerRec& peer) const;  ///< is it told to prepare?
   bool all_ready(const UpdateRec& update) const;
   void fail_update(Change& change, UpdateRec& update, const Error& error);
-  void tell_prepare(const UpdateRec& update);
+  void tell_prepare(const UpdateRec& update, std::uint64_t only_peer = 0);
   void tell_outcomes();
-  void send_event(std::uint64_t peer, wire::Event event, std::span<const std::byte> body, std::uint64_t session);
+  /// false: queued, because the peer does not read
+  bool send_event(std::uint64_t peer, wire::Event event, std::span<const std::byte> body, std::uint64_t session);
+  void events_drained();
+  void recheck_preparing();
+  void unfreeze_leftovers();
   void after_commit();  ///< what a committed change makes due: events, wake-ups, the crossing
   void update_lost_peer(std::uint64_t peer);
   void update_lost_holder(SessionId session, Role role);
@@ -174,7 +186,13 @@ class Server {
   Result<Next> update_simulated(Request& request, Reply& reply, Change& change);
   void cross_everything(UpdateRec& update);
   Result<Next> update_luod(Request& request, Reply& reply, Change& change);
-  Result<> begin_trial(Fd image, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms, const std::string& to_version);
+  struct TrialParts {
+    Fd image, words;
+    Pipe report;
+    Fd keeper;  ///< pidfd
+  };
+  [[noreturn]] void begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,
+                                const std::string& to_version);
   Result<> start_probe(Request& request);
   void settle_trial();
 
@@ -200,10 +218,13 @@ class Server {
   /// wait in their own queues, so that requests on a session take effect in order.
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> pending_;
   Fd wake_fd_;  ///< eventfd: a handler, perhaps in a thread of its own, has something
-  std::vector<SessionId> closed_on_the_way_;  ///< sessions whose close an operation carried out (IsClosed)
+  std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;
   Source accept_source_, accept_retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
   bool outcomes_due_ = false;         ///< an update has ended, or has moved on
+  bool recheck_due_ = false;          ///< who is concerned by an update has changed
+  bool unfreeze_due_ = false;         ///< a crossing is off
+  std::vector<std::uint64_t> told_;   ///< updates whose outcome is queued for somebody, so not yet recorded as told
   std::uint64_t cross_due_ = 0;       ///< everybody is ready for this update
   std::unordered_map<std::uint64_t, Peer> peers_;
   std::unique_ptr<Probe> probe_;

@@ -136,6 +136,7 @@ Result<Next> Server::present(Request& request, Reply& reply, Change& change) {
   const Holder& holder = session->holder[hit->role == Role::Owner ? 0 : 1];
   if (!LUO_TRY(same_pipe(holder.write_fd, request.fds[0]))) return fail(EBADF, "the presented descriptor is no session of this luod");
   LUO_TRY(state_->add_grant(change, request.peer.id, hit->id, hit->role));
+  recheck_due_ = true;
   reply.session = hit->id.raw();
   reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
   return Next::Answer;

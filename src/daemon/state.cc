@@ -133,10 +133,6 @@ Result<PeerRec*> State::add_peer(Change& change, int fd, std::uint32_t uid, std:
 }
 
 void State::remove_peer(Change& change, PeerRec& peer) {
-  if (const auto grants = grants_by_peer_.find(peer.id); grants != grants_by_peer_.end()) {
-    const auto mine = std::move(grants->second);
-    for (const auto& [session, grant] : mine) drop_grant(change, *grant);
-  }
   grants_by_peer_.erase(peer.id);
   const AnswerRec& answer = last_answer(peer);
   if (answer.owned != 0 && answer.sent == 0)
@@ -190,11 +186,28 @@ void State::drop_grant(Change& change, GrantRec& grant) {
   unlink(*arena_, change, root_->grants, grant);
 }
 
-void State::drop_grants(Change& change, SessionId session) {
+bool State::drop_some_grants_of_peer(Change& change, std::uint64_t peer) {
+  const auto found = grants_by_peer_.find(peer);
+  if (found == grants_by_peer_.end() || found->second.empty()) return false;
+  std::vector<GrantRec*> some;
+  for (const auto& [session, grant] : found->second) {
+    some.push_back(grant);
+    if (some.size() == kGrantsPerStep) break;
+  }
+  for (GrantRec* grant : some) drop_grant(change, *grant);
+  return true;
+}
+
+bool State::drop_some_grants_of_session(Change& change, SessionId session, const std::function<bool(const GrantRec&)>& drop) {
   const auto found = grants_by_session_.find(session.raw());
-  if (found == grants_by_session_.end()) return;
-  const auto all = found->second;
-  for (GrantRec* grant : all) drop_grant(change, *grant);
+  if (found == grants_by_session_.end()) return false;
+  std::vector<GrantRec*> some;
+  for (GrantRec* grant : found->second) {
+    if (drop(*grant)) some.push_back(grant);
+    if (some.size() == kGrantsPerStep) break;
+  }
+  for (GrantRec* grant : some) drop_grant(change, *grant);
+  return !some.empty();
 }
 
 void State::for_each_grant(SessionId session, const std::function<void(GrantRec&)>& visit) const {

@@ -96,6 +96,7 @@ struct UpdateRec {
 class State {
  public:
   static constexpr unsigned kRootSlot = 1;
+  static constexpr std::size_t kGrantsPerStep = 1000;  ///< some 200 bytes of log each
   static constexpr std::uint64_t kHistory = 32;  ///< ended updates that are remembered
 
   /// Makes or checks and takes over. Errors: EBADMSG, says what and where; ENOMEM.
@@ -103,7 +104,7 @@ class State {
 
   // Peers. The pointers are into the arena and stay valid until remove_peer.
   Result<PeerRec*> add_peer(Change& change, int fd, std::uint32_t uid, std::int32_t pid);
-  /// With its grants and answers; closes what the answers own and the connection.
+  /// With its answers; closes what the answers own and the connection. Its grants are gone already.
   void remove_peer(Change& change, PeerRec& peer);
   PeerRec* find_peer(std::uint64_t id) const;
   void for_each_peer(const std::function<void(PeerRec&)>& visit) const;
@@ -114,7 +115,10 @@ class State {
   // Grants.
   Result<> add_grant(Change& change, std::uint64_t peer, SessionId session, Role role);  ///< replaces the role
   GrantRec* find_grant(std::uint64_t peer, std::uint64_t session) const;
-  void drop_grants(Change& change, SessionId session);
+  /// At most kGrantsPerStep of those that `drop` picks, so that a Change stays bounded; false: none were left.
+  /// Repeat in a fresh Change until it says so.
+  bool drop_some_grants_of_peer(Change& change, std::uint64_t peer);
+  bool drop_some_grants_of_session(Change& change, SessionId session, const std::function<bool(const GrantRec&)>& drop);
   void for_each_grant(SessionId session, const std::function<void(GrantRec&)>& visit) const;
   void drop_grant(Change& change, GrantRec& grant);
 

@@ -13,6 +13,8 @@ namespace luo::daemon {
 namespace {
 
 constexpr auto is(Phase phase) { return static_cast<std::uint32_t>(phase); }
+constexpr std::size_t kMostEvents = 64;  // queued for a peer that does not read
+
 constexpr auto is(wire::UpdateKind kind) { return static_cast<std::uint32_t>(kind); }
 
 double ms_between(std::uint64_t from_ns, std::uint64_t to_ns) {
@@ -30,6 +32,7 @@ Result<Next> Server::subscribe(Request& request, Reply& reply, Change& change) {
   const auto arg = LUO_TRY(wire::parse_arg<wire::PlainArg>(request.payload));
   if (arg.reserved > 1) return fail(EINVAL, "subscribe: {} is neither 0 nor 1", arg.reserved);
   change.tx.set(request.peer.subscribed, arg.reserved);
+  recheck_due_ = true;
   reply.put(wire::PlainArg{sizeof(wire::PlainArg), arg.reserved});
   return Next::Answer;
 }
@@ -80,10 +83,11 @@ void Server::fail_update(Change& change, UpdateRec& update, const Error& error) 
       const auto after = engine_->find(id);
       if (after && (after->state == SessionState::Preparing || after->state == SessionState::Frozen)) engine_->cancel_prepare(change, id);
     }
-    state_->for_each_grant(id, [&](GrantRec& grant) {
-      if (grant.role == static_cast<std::uint32_t>(Role::Successor)) state_->drop_grant(change, grant);
+    state_->drop_some_grants_of_session(change, id, [](const GrantRec& grant) {
+      return grant.role == static_cast<std::uint32_t>(Role::Successor);
     });
-    if (!engine_->find(id)) state_->drop_grants(change, id);
+  } else {
+    unfreeze_due_ = true;
   }
   change.tx.save(&update, sizeof update);
   update.phase = is(Phase::Failed);
@@ -94,14 +98,14 @@ void Server::fail_update(Change& change, UpdateRec& update, const Error& error) 
   log(Level::Warning, "update {} of {} is off: {}", update.id, update.name, error);
 }
 
-void Server::tell_prepare(const UpdateRec& update) {
+void Server::tell_prepare(const UpdateRec& update, std::uint64_t only_peer) {
   const std::uint64_t now = monotonic_ns();
   wire::PrepareEvent event{.size = sizeof event, .kind = update.kind, .update = update.id,
                            .deadline_ms = update.deadline_ns > now ? static_cast<std::uint32_t>((update.deadline_ns - now) / 1'000'000) : 0,
                            .reserved = 0};
   std::vector<std::uint64_t> concerned;
   state_->for_each_peer([&](PeerRec& peer) {
-    if (concerns(update, peer) && peer.prepared != update.id) concerned.push_back(peer.id);
+    if (concerns(update, peer) && peer.prepared != update.id && (only_peer == 0 || peer.id == only_peer)) concerned.push_back(peer.id);
   });
   for (const std::uint64_t id : concerned) send_event(id, wire::Event::Prepare, std::as_bytes(std::span{&event, 1}), update.session);
 }
@@ -109,7 +113,7 @@ void Server::tell_prepare(const UpdateRec& update) {
 void Server::tell_outcomes() {
   std::vector<UpdateRec*> ended;
   state_->for_each_update([&](UpdateRec& update) {
-    if (update.over() && update.notified == 0) ended.push_back(&update);
+    if (update.over() && update.notified == 0 && std::ranges::find(told_, update.id) == told_.end()) ended.push_back(&update);
   });
   for (UpdateRec* update : ended) {
     wire::EndEvent event{.size = sizeof event, .error = update->error, .update = update->id, .text = {}};
@@ -121,36 +125,97 @@ void Server::tell_outcomes() {
       const bool former = grant != nullptr && grant->role == kFormerOwner;
       if (done ? former && peer.subscribed != 0 : update->prepare_ns != 0 && concerns(*update, peer)) concerned.push_back(peer.id);
     });
+    bool all_sent = true;
     for (const std::uint64_t id : concerned)
-      send_event(id, done ? wire::Event::HandedOver : wire::Event::Resumed, std::as_bytes(std::span{&event, 1}), update->session);
+      all_sent &= send_event(id, done ? wire::Event::HandedOver : wire::Event::Resumed, std::as_bytes(std::span{&event, 1}), update->session);
+    if (!all_sent) {
+      told_.push_back(update->id);  // recorded when the queues are empty; a next worker would tell again
+      continue;
+    }
     Change change{arena_};
     change.tx.set(update->notified, 1);
-    state_->for_each_grant(SessionId{update->session}, [&](GrantRec& grant) {
-      if (grant.role == kFormerOwner) state_->drop_grant(change, grant);
-    });
+    change.commit();
+    for (bool more = true; more;) {
+      Change step{arena_};
+      more = state_->drop_some_grants_of_session(step, SessionId{update->session},
+                                                 [](const GrantRec& grant) { return grant.role == kFormerOwner; });
+      step.commit();
+    }
+  }
+}
+
+void Server::events_drained() {
+  if (told_.empty() || std::ranges::any_of(peers_, [](const auto& entry) { return !entry.second.events.empty(); })) return;
+  for (const std::uint64_t id : std::exchange(told_, {})) {
+    UpdateRec* update = state_->find_update(id);
+    if (update == nullptr) continue;
+    Change change{arena_};
+    change.tx.set(update->notified, 1);
     change.commit();
   }
 }
 
-void Server::send_event(std::uint64_t id, wire::Event event, std::span<const std::byte> body, std::uint64_t session) {
+/// Who has just subscribed, or got hold of the session, is told as well; who has gone is not waited for.
+void Server::recheck_preparing() {
+  std::vector<std::uint64_t> preparing;
+  state_->for_each_update([&](UpdateRec& update) {
+    if (update.phase == is(Phase::Preparing)) preparing.push_back(update.id);
+  });
+  for (const std::uint64_t id : preparing) {
+    UpdateRec* update = state_->find_update(id);
+    if (update == nullptr || update->phase != is(Phase::Preparing)) continue;
+    if (!all_ready(*update)) {
+      tell_prepare(*update);  // who was told already knows it by its id
+    } else if (update->kind == is(wire::UpdateKind::Simulated)) {
+      cross_due_ = id;
+    } else {
+      Change change{arena_};
+      quiesce(change, *update);
+      change.commit();
+    }
+  }
+}
+
+/// What a crossing that is off, or that a killed worker had begun, has frozen.
+void Server::unfreeze_leftovers() {
+  std::vector<SessionId> frozen;
+  engine_->for_each_session([&](const SessionView& session) {
+    if (session.state == SessionState::Frozen && state_->running_update_of(session.id) == nullptr) frozen.push_back(session.id);
+  });
+  for (const SessionId id : frozen) {
+    Change change{arena_};
+    engine_->cancel_prepare(change, id);
+    change.commit();
+  }
+}
+
+bool Server::send_event(std::uint64_t id, wire::Event event, std::span<const std::byte> body, std::uint64_t session) {
   const auto found = peers_.find(id);
   PeerRec* record = state_->find_peer(id);
-  if (found == peers_.end() || record == nullptr) return;
+  if (found == peers_.end() || record == nullptr) return true;
   wire::Builder builder;
   builder.start(static_cast<std::uint32_t>(event), 0, session).add_bytes(body);
   const auto bytes = builder.bytes();
   if (!found->second.blocked) {
     const auto sent = send(FdRef::borrow(record->fd), bytes, {}, MSG_DONTWAIT);
-    if (sent) return;
-    if (sent.error().code != EAGAIN) return;  // it is gone; the loop will see that
+    if (sent || !is_for_later(sent.error().code)) return true;  // or it is gone: the loop will see that
+  }
+  if (found->second.events.size() >= kMostEvents) {
+    sd_event_source_set_io_events(found->second.io.get(), EPOLLOUT);
+    shutdown(record->fd, SHUT_RDWR);  // it has not read for many updates; the loop drops it
+    return true;
   }
   found->second.events.emplace_back(bytes.begin(), bytes.end());
   found->second.blocked = true;
   sd_event_source_set_io_events(found->second.io.get(), EPOLLOUT);
+  return false;
 }
 
 void Server::after_commit() {
-  while (outcomes_due_ || cross_due_ != 0) {
+  settle_closed();
+  while (outcomes_due_ || recheck_due_ || unfreeze_due_ || cross_due_ != 0) {
+    if (std::exchange(unfreeze_due_, false)) unfreeze_leftovers();
+    if (std::exchange(recheck_due_, false)) recheck_preparing();
     if (std::exchange(outcomes_due_, false)) {
       tell_outcomes();
       wake_parked();
@@ -217,14 +282,16 @@ void Server::update_lost_peer(std::uint64_t peer) {
     bool listens = false;
     state_->for_each_peer([&](PeerRec& other) { listens = listens || concerns(*update, other); });
     if (listens) continue;
-    // Nobody is left who could get ready. If the owner is dead, its successor takes what it left.
-    if (const int owner = session->holder[0].write_fd; owner >= 0 && reader_gone(owner)) {
+    // Nobody is left who could get ready. If the owner is dead, its successor takes what it left. If it is not
+    // (yet: a dying process's descriptors close one after another), the close or the deadline decides.
+    const int owner = session->holder[0].write_fd;
+    if (owner >= 0 && reader_gone(owner)) {
       on_holder_closed(owner);
-      continue;
+    } else if (owner < 0) {
+      Change change{arena_};
+      quiesce(change, *update);
+      change.commit();
     }
-    Change change{arena_};
-    fail_update(change, *update, Error{ECONNABORTED, "the owner closed its connection to luod instead of getting ready"});
-    change.commit();
   }
   after_commit();
 }
