@@ -25,10 +25,10 @@ struct Control {
   static constexpr std::uint64_t kMagic = 0x316c72746e6f4375ULL;  // "uContrl1"
 
   std::uint64_t magic;
-  std::uint64_t instance;    ///< random, one for each life of the arena
-  std::uint64_t started_ms;  ///< CLOCK_REALTIME
+  std::uint64_t instance;                             ///< random, one for each life of the arena
+  std::uint64_t started_ms;                           ///< CLOCK_REALTIME
   std::int32_t arena_fd, listen_fd, lock_fd, log_fd;  ///< log_fd: what stderr was when luod started
-  std::int32_t listen_activated;  ///< the socket came from systemd: not ours to unlink
+  std::int32_t listen_activated;                      ///< the socket came from systemd: not ours to unlink
 
   // Written by whoever makes the process, and by the process itself at its start.
   std::atomic<std::int32_t> keeper_pid, worker_pid;
@@ -44,7 +44,7 @@ struct Control {
   std::uint64_t trial_begin_ns;           ///< CLOCK_MONOTONIC, when the old worker stopped serving
   std::int32_t trial_errno;               ///< with Abandoned: why
   char trial_why[256];
-  char trial_from[32], trial_to[32];      ///< versions
+  char trial_from[32], trial_to[32];  ///< versions
 
   // Fixed at the first start, NUL-terminated.
   char state_dir[512];

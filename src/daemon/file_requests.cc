@@ -18,12 +18,15 @@ Result<> must_be_outgoing(const SessionView& session, std::string_view goal) {
 Result<Next> Server::preserve(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
   LUO_TRY(must_be_outgoing(handle.session, "preserve a file"));
-  if (handle.role == Role::Successor) return fail(EBUSY, "preserve a file in session '{}': the handover is not complete", handle.session.name);
+  if (handle.role == Role::Successor)
+    return fail(EBUSY, "preserve a file in session '{}': the handover is not complete", handle.session.name);
   const auto arg = LUO_TRY(wire::parse_arg<wire::TokenArg>(request.payload));
   const bool sent = request.header.error == 0;
-  if (request.fds.size() != (sent ? 1U : 0U)) return fail(EBADMSG, "PRESERVE_FD with {} descriptors", request.fds.size());
-  LUO_TRY(engine_->preserve(change, handle.id,
-                            {.token = Token{arg.token}, .fd = sent ? request.fds[0].raw() : -1, .client_errno = request.header.error}));
+  if (request.fds.size() != (sent ? 1U : 0U))
+    return fail(EBADMSG, "PRESERVE_FD with {} descriptors", request.fds.size());
+  LUO_TRY(engine_->preserve(
+      change, handle.id,
+      {.token = Token{arg.token}, .fd = sent ? request.fds[0].raw() : -1, .client_errno = request.header.error}));
   (void)request.fds[0].release();  // the engine's, with the commit
   reply.put(arg);
   return Next::Answer;
@@ -32,22 +35,27 @@ Result<Next> Server::preserve(Request& request, Reply& reply, Change& change) {
 Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
   LUO_TRY(must_be_outgoing(handle.session, "preserve files"));
-  if (handle.role == Role::Successor) return fail(EBUSY, "preserve files in session '{}': the handover is not complete", handle.session.name);
+  if (handle.role == Role::Successor)
+    return fail(EBUSY, "preserve files in session '{}': the handover is not complete", handle.session.name);
   const auto many = LUO_TRY((wire::parse_array<wire::ManyEntry>(request.payload)));
   std::size_t expected = 0;
   for (const auto& entry : many.elements) expected += entry.error == 0 ? 1 : 0;
-  if (request.fds.size() != expected) return fail(EBADMSG, "PRESERVE_MANY with {} descriptors, {} announced", request.fds.size(), expected);
+  if (request.fds.size() != expected)
+    return fail(EBADMSG, "PRESERVE_MANY with {} descriptors, {} announced", request.fds.size(), expected);
 
   reply.put(wire::ManyArg{sizeof(wire::ManyArg), many.arg.count});
   std::size_t next_fd = 0;
   std::vector<Fd*> kept;
   for (const auto& entry : many.elements) {
     Fd* fd = entry.error == 0 ? &request.fds[next_fd++] : nullptr;
-    if (entry.error != 0 && entry.error != EBADF && entry.error != ENOENT) return fail(EBADMSG, "PRESERVE_MANY with error {}", entry.error);
-    const Result<> done = entry.reserved != 0
-                              ? Result<>{fail(EINVAL, "reserved is {}, not 0", entry.reserved)}
-                              : engine_->preserve(change, handle.id,
-                                                  {.token = Token{entry.token}, .fd = fd != nullptr ? fd->raw() : -1, .client_errno = entry.error});
+    if (entry.error != 0 && entry.error != EBADF && entry.error != ENOENT)
+      return fail(EBADMSG, "PRESERVE_MANY with error {}", entry.error);
+    const Result<> done =
+        entry.reserved != 0
+            ? Result<>{fail(EINVAL, "reserved is {}, not 0", entry.reserved)}
+            : engine_->preserve(
+                  change, handle.id,
+                  {.token = Token{entry.token}, .fd = fd != nullptr ? fd->raw() : -1, .client_errno = entry.error});
     // A handler that needs time: the whole batch is tried again when it has had it.
     if (!done && done.error().code == EINPROGRESS) return std::unexpected(done.error());
     if (done && fd != nullptr) kept.push_back(fd);
@@ -60,7 +68,8 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
 Result<Next> Server::unpreserve(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
   LUO_TRY(must_be_outgoing(handle.session, "unpreserve a file"));
-  if (handle.role == Role::Successor) return fail(EBUSY, "unpreserve a file in session '{}': the handover is not complete", handle.session.name);
+  if (handle.role == Role::Successor)
+    return fail(EBUSY, "unpreserve a file in session '{}': the handover is not complete", handle.session.name);
   const auto arg = LUO_TRY(wire::parse_arg<wire::TokenArg>(request.payload));
   LUO_TRY(engine_->unpreserve(change, handle.id, Token{arg.token}));
   reply.put(arg);
@@ -70,7 +79,8 @@ Result<Next> Server::unpreserve(Request& request, Reply& reply, Change& change) 
 Result<Next> Server::retrieve(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
   if (is_outgoing(handle.session.state) && handle.role != Role::Successor)
-    return fail(EINVAL, "retrieve a file of session '{}': it is {}, not retrieved", handle.session.name, to_string(handle.session.state));
+    return fail(EINVAL, "retrieve a file of session '{}': it is {}, not retrieved", handle.session.name,
+                to_string(handle.session.state));
   const auto arg = LUO_TRY(wire::parse_arg<wire::TokenArg>(request.payload));
   const auto fd = engine_->retrieve(change, handle.id, handle.role, Token{arg.token});
   if (!fd) {
@@ -85,7 +95,8 @@ Result<Next> Server::retrieve(Request& request, Reply& reply, Change& change) {
 Result<Next> Server::retrieve_many(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
   if (is_outgoing(handle.session.state) && handle.role != Role::Successor)
-    return fail(EINVAL, "retrieve files of session '{}': it is {}, not retrieved", handle.session.name, to_string(handle.session.state));
+    return fail(EINVAL, "retrieve files of session '{}': it is {}, not retrieved", handle.session.name,
+                to_string(handle.session.state));
   const auto many = LUO_TRY((wire::parse_array<wire::ManyEntry>(request.payload)));
   reply.put(wire::ManyArg{sizeof(wire::ManyArg), many.arg.count});
   for (const auto& entry : many.elements) {

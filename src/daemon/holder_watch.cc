@@ -16,7 +16,8 @@ Result<> HolderWatch::add(int write_fd, SessionId session, Role role) {
   epoll_event event{};
   event.events = 0;  // EPOLLERR is always reported
   event.data.fd = write_fd;
-  if (epoll_ctl(epoll_.raw(), EPOLL_CTL_ADD, write_fd, &event) != 0) return sys_fail("watch a session: epoll_ctl(ADD, {})", write_fd);
+  if (epoll_ctl(epoll_.raw(), EPOLL_CTL_ADD, write_fd, &event) != 0)
+    return sys_fail("watch a session: epoll_ctl(ADD, {})", write_fd);
   const auto slot = static_cast<std::size_t>(write_fd);
   if (by_fd_.size() <= slot) by_fd_.resize(slot + 1, Hit{SessionId{}, Role::Owner});
   by_fd_[slot] = {session, role};

@@ -46,7 +46,8 @@ void use_all_descriptors() noexcept {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
   limit.rlim_cur = limit.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "raise RLIMIT_NOFILE to {}: {}", limit.rlim_max, errno_text(errno));
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+    log(Level::Warning, "raise RLIMIT_NOFILE to {}: {}", limit.rlim_max, errno_text(errno));
 }
 
 void block_keeper_signals() noexcept {
@@ -185,16 +186,18 @@ Result<> check_image(FdRef image, FdRef requester) {
     return sys_fail("check who asks for the update: getsockopt(SO_PEERCRED)");
   if (peer.uid != 0 && peer.uid != geteuid())
     return fail(EACCES, "only root or uid {} may update this luod; uid {} asked", geteuid(), peer.uid);
-  struct stat st{};
+  struct stat st {};
   if (fstat(image.raw, &st) != 0) return sys_fail("check the new image: fstat");
   if (!S_ISREG(st.st_mode)) return fail(EACCES, "the new image is not a regular file");
   if (st.st_uid != 0 && st.st_uid != geteuid())
     return fail(EACCES, "the new image belongs to uid {}, who could change it; it must belong to root or uid {}",
                 st.st_uid, geteuid());
-  if ((st.st_mode & S_IWOTH) != 0) return fail(EACCES, "anybody may write the new image (mode {:o}); chmod o-w it", st.st_mode & 07777);
+  if ((st.st_mode & S_IWOTH) != 0)
+    return fail(EACCES, "anybody may write the new image (mode {:o}); chmod o-w it", st.st_mode & 07777);
   if ((st.st_mode & S_IWGRP) != 0 && st.st_gid != 0 && st.st_gid != getegid())
     return fail(EACCES, "group {} may write the new image (mode {:o}); chmod g-w it", st.st_gid, st.st_mode & 07777);
-  if ((st.st_mode & (S_IXUSR | S_IXGRP | S_IXOTH)) == 0) return fail(EACCES, "the new image is not executable; chmod +x it");
+  if ((st.st_mode & (S_IXUSR | S_IXGRP | S_IXOTH)) == 0)
+    return fail(EACCES, "the new image is not executable; chmod +x it");
   return {};
 }
 

@@ -20,9 +20,9 @@ using WorkerMain = void (*)(Control& control, WorkerKind kind);
 struct Keeper {
   Control& control;
   WorkerMain worker_main;
-  pid_t worker = -1;            ///< -1: start one
+  pid_t worker = -1;  ///< -1: start one
   bool worker_is_child = true;
-  bool new_image = false;       ///< runs in a trial: the guard is somebody else
+  bool new_image = false;  ///< runs in a trial: the guard is somebody else
 
   /// Until luod stops; returns the exit status for the process.
   int run();

@@ -38,9 +38,11 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   };
 
   const bool mine = probe_ && probe_peer_ == request.peer.id && probe_nonce_ == request.header.nonce;
-  if (probe_ && !mine && state_->find_peer(probe_peer_) != nullptr) return fail(EBUSY, "another update of luod is under way");
+  if (probe_ && !mine && state_->find_peer(probe_peer_) != nullptr)
+    return fail(EBUSY, "another update of luod is under way");
   if (!mine) {
-    if (auto started = start_probe(request); !started) return refuse(std::move(started).error().during("ask the new image"), "");
+    if (auto started = start_probe(request); !started)
+      return refuse(std::move(started).error().during("ask the new image"), "");
     request.parked_until_ns = UINT64_MAX;
     arm_deadlines();
     return Next::Park;
@@ -56,17 +58,19 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   if (!answer) return refuse(answer.error(), words);
 
   // All that can fail is done before the step is given up; after that nothing comes back here.
-  TrialParts parts{.image = std::move(request.fds[0]), .words = LUO_TRY(make_memfd("luod-last-words", 0)),
-                   .report = LUO_TRY(make_pipe()), .keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()))};
+  TrialParts parts{.image = std::move(request.fds[0]),
+                   .words = LUO_TRY(make_memfd("luod-last-words", 0)),
+                   .report = LUO_TRY(make_pipe()),
+                   .keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()))};
   change.tx.abort();
-  begin_trial(std::move(parts), request.peer, request.header.nonce, arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs,
-              answer->version);
+  begin_trial(std::move(parts), request.peer, request.header.nonce,
+              arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs, answer->version);
 }
 
 void Server::begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,
                          const std::string& to_version) {
-  log(Level::Notice, "update from {} to {}: handing over {} sessions, {} files", kVersion, to_version, engine_->session_count(),
-      engine_->file_count());
+  log(Level::Notice, "update from {} to {}: handing over {} sessions, {} files", kVersion, to_version,
+      engine_->session_count(), engine_->file_count());
   control_.trial_begin_ns = monotonic_ns();
   control_.trial_guard_pid = getpid();
   control_.trial_image_fd = parts.image.release();
@@ -103,8 +107,8 @@ void Server::settle_trial() {
   }
   const double pause_ms = static_cast<double>(monotonic_ns() - control_.trial_begin_ns) / 1e6;
   const Error error{control_.trial_errno != 0 ? control_.trial_errno : ECANCELED, control_.trial_why};
-  log(ok ? Level::Notice : Level::Error, "update of luod from {} to {}: {} after {:.3f} ms", control_.trial_from, control_.trial_to,
-      ok ? "serving" : to_string(error), pause_ms);
+  log(ok ? Level::Notice : Level::Error, "update of luod from {} to {}: {} after {:.3f} ms", control_.trial_from,
+      control_.trial_to, ok ? "serving" : to_string(error), pause_ms);
 
   PeerRec* peer = state_->find_peer(control_.trial_peer);
   if (peer != nullptr && state_->last_answer(*peer).nonce < control_.trial_nonce) {
@@ -112,7 +116,9 @@ void Server::settle_trial() {
     request.header.command = static_cast<std::uint32_t>(wire::Command::UpdateLuod);
     request.header.nonce = control_.trial_nonce;
     Reply reply;
-    if (auto attached = attach_text(reply, report_text(ok ? nullptr : &error, control_.trial_to, pause_ms, ok ? "" : words)); !attached)
+    if (auto attached =
+            attach_text(reply, report_text(ok ? nullptr : &error, control_.trial_to, pause_ms, ok ? "" : words));
+        !attached)
       log(Level::Warning, "{}", attached.error());
     if (ok) reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
     Change change{arena_};

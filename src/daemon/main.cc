@@ -9,22 +9,26 @@
 
 int main(int argc, char** argv) {
   luo::log_as("luod");
-  CLI::App app{"luod, the agent of the Live Update Orchestrator: keeps the open files and the memory of services\n"
-               "alive while what is underneath them is replaced: the service's binary, or luod itself."};
+  CLI::App app{
+      "luod, the agent of the Live Update Orchestrator: keeps the open files and the memory of services\n"
+      "alive while what is underneath them is replaced: the service's binary, or luod itself."};
   app.set_version_flag("--version", luo::daemon::kVersion);
-  app.footer("Examples:\n"
-             "  luod                                      as root: /run/luo/luod.sock; else in $XDG_RUNTIME_DIR/luo\n"
-             "  luod --state-dir /tmp/d                   a private one: clients use LUO_SOCKET=/tmp/d/luod.sock\n"
-             "  luod --handlers memfd                     only what the kernel's own LUO preserves\n"
-             "  luoctl status                             is it there?\n"
-             "  luoctl update luod --image /usr/bin/luod  replace it, under load\n\n"
-             "luod stays in the foreground; systemd units are in dist/. SIGTERM gives up everything that is\n"
-             "preserved. A killed worker or keeper is replaced at once and nothing is lost.\n\n"
-             "Exit status: 0 stopped, 1 could not start (says why), 2 wrong usage.");
+  app.footer(
+      "Examples:\n"
+      "  luod                                      as root: /run/luo/luod.sock; else in $XDG_RUNTIME_DIR/luo\n"
+      "  luod --state-dir /tmp/d                   a private one: clients use LUO_SOCKET=/tmp/d/luod.sock\n"
+      "  luod --handlers memfd                     only what the kernel's own LUO preserves\n"
+      "  luoctl status                             is it there?\n"
+      "  luoctl update luod --image /usr/bin/luod  replace it, under load\n\n"
+      "luod stays in the foreground; systemd units are in dist/. SIGTERM gives up everything that is\n"
+      "preserved. A killed worker or keeper is replaced at once and nothing is lost.\n\n"
+      "Exit status: 0 stopped, 1 could not start (says why), 2 wrong usage.");
   luo::daemon::Options options;
-  app.add_option("--socket", options.socket, "where clients connect (default: $LUO_SOCKET, else luod.sock in the state directory)");
+  app.add_option("--socket", options.socket,
+                 "where clients connect (default: $LUO_SOCKET, else luod.sock in the state directory)");
   app.add_option("--state-dir", options.state_dir, "lock and socket (default: /run/luo, or $XDG_RUNTIME_DIR/luo)");
-  app.add_option("--handlers", options.handlers, "kinds of files to take, comma-separated, or \"all\"")->capture_default_str();
+  app.add_option("--handlers", options.handlers, "kinds of files to take, comma-separated, or \"all\"")
+      ->capture_default_str();
   bool probe = false;
   app.add_flag("--probe", probe, "print as JSON which state layouts this luod reads, and exit");
   int arena_fd = -1;

@@ -17,7 +17,7 @@ bool socket_has_path(int fd, bool peer, std::string_view path) noexcept {
 
 OwnObjects::OwnObjects(const Control& control, std::function<bool(std::uint64_t inode)> is_session)
     : control_{control}, is_session_{std::move(is_session)} {
-  struct stat st{};
+  struct stat st {};
   if (fstat(control.arena_fd, &st) == 0) {
     arena_device_ = st.st_dev;
     arena_inode_ = st.st_ino;
@@ -30,7 +30,8 @@ bool OwnObjects::can_preserve(const FileInfo& file) const noexcept {
     case S_IFIFO: return is_session_(file.st.st_ino);
     case S_IFSOCK:
       // Both ends of a connection, and the listener.
-      return socket_has_path(file.fd, false, control_.socket_path) || socket_has_path(file.fd, true, control_.socket_path);
+      return socket_has_path(file.fd, false, control_.socket_path) ||
+             socket_has_path(file.fd, true, control_.socket_path);
     default: return false;
   }
 }

@@ -43,7 +43,7 @@ constexpr int kExecFailed = 126;  // the errno follows in the words
 }  // namespace
 
 std::string tail_of(FdRef file) {
-  struct stat st{};
+  struct stat st {};
   if (fstat(file.raw, &st) != 0) return {};
   std::string text(1000, '\0');
   const off_t from = st.st_size > static_cast<off_t>(text.size()) ? st.st_size - static_cast<off_t>(text.size()) : 0;
@@ -58,7 +58,8 @@ std::string probe_text() {
   const nlohmann::json json = {
       {"program", "luod"},
       {"version", kVersion},
-      {"layouts", {{{"tag", Engine::kLayout.tag}, {"read", {Engine::kLayout.version}}, {"write", Engine::kLayout.version}}}}};
+      {"layouts",
+       {{{"tag", Engine::kLayout.tag}, {"read", {Engine::kLayout.version}}, {"write", Engine::kLayout.version}}}}};
   return json.dump();
 }
 
@@ -94,14 +95,19 @@ bool Probe::done() {
 std::string Probe::last_words() const { return tail_of(err_); }
 
 Result<ProbeAnswer> Probe::result() const {
-  if (late_) return fail(ETIMEDOUT, "the new image did not answer --probe within {} s", kProbeTimeoutNs / 1'000'000'000);
-  if (WIFSIGNALED(status_)) return fail(EIO, "the new image was killed by signal {} ({}) when asked --probe", WTERMSIG(status_), sigdescr_np(WTERMSIG(status_)));
+  if (late_)
+    return fail(ETIMEDOUT, "the new image did not answer --probe within {} s", kProbeTimeoutNs / 1'000'000'000);
+  if (WIFSIGNALED(status_))
+    return fail(EIO, "the new image was killed by signal {} ({}) when asked --probe", WTERMSIG(status_),
+                sigdescr_np(WTERMSIG(status_)));
   if (WEXITSTATUS(status_) == kExecFailed) return fail(ENOEXEC, "the new image cannot be executed: {}", last_words());
-  if (WEXITSTATUS(status_) != 0) return fail(EIO, "the new image exited with status {} when asked --probe", WEXITSTATUS(status_));
+  if (WEXITSTATUS(status_) != 0)
+    return fail(EIO, "the new image exited with status {} when asked --probe", WEXITSTATUS(status_));
   const Result<std::string> text = read_all(out_, 64_KiB);
   if (!text) return std::unexpected(text.error());
   const auto json = nlohmann::json::parse(*text, nullptr, false);
-  if (!json.is_object() || json.value("program", nlohmann::json{}) != "luod" || !json.contains("layouts") || !json["layouts"].is_array())
+  if (!json.is_object() || json.value("program", nlohmann::json{}) != "luod" || !json.contains("layouts") ||
+      !json["layouts"].is_array())
     return fail(EPROTO, "the new image is not a luod: its answer to --probe makes no sense");
   for (const auto& layout : json["layouts"]) {
     if (!layout.is_object() || layout.value("tag", nlohmann::json{}) != Engine::kLayout.tag) continue;
@@ -110,8 +116,8 @@ Result<ProbeAnswer> Probe::result() const {
     const auto version = json.value("version", nlohmann::json{});
     return ProbeAnswer{version.is_string() ? version.get<std::string>() : "?"};
   }
-  return fail(EPROTO, "the new image does not read layout '{}' version {}, which holds the state now", Engine::kLayout.tag,
-              Engine::kLayout.version);
+  return fail(EPROTO, "the new image does not read layout '{}' version {}, which holds the state now",
+              Engine::kLayout.tag, Engine::kLayout.version);
 }
 
 }  // namespace luo::daemon

@@ -1,5 +1,6 @@
 // What luoctl shows, as JSON.
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -19,10 +20,8 @@ std::string shown(std::string_view name) {
   std::string out;
   for (const char c : name) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f || byte == '\\')
-      out += fmt::format("\\x{:02x}", byte);
-    else
-      out += c;
+    if (byte < 0x20 || byte == 0x7f || byte == '\\') out += fmt::format("\\x{:02x}", byte);
+    else out += c;
   }
   // dump() replaces broken UTF-8; escape it here instead, so that names stay distinct.
   if (!json::accept(json(out).dump(-1, ' ', false, json::error_handler_t::replace))) return out;
@@ -47,7 +46,9 @@ json session_json(const SessionView& session) {
           {"uid", session.owner.uid},
           {"files", session.files},
           {"created_ms", session.created_ms},
-          {"holder", owner.write_fd < 0 ? "none" : owner.accepted ? "held" : "handed out"},
+          {"holder", owner.write_fd < 0 ? "none"
+                     : owner.accepted   ? "held"
+                                        : "handed out"},
           {"successor", session.holder[1].write_fd >= 0}};
 }
 
@@ -71,9 +72,14 @@ Result<Next> Server::query(Request& request, Reply& reply, Change&) {
 
 std::string Server::status_json() const {
   std::uint64_t outgoing = 0, incoming = 0, open_files = 0;
-  engine_->for_each_session([&](const SessionView& session) { ++(session.state < SessionState::Incoming ? outgoing : incoming); });
+  engine_->for_each_session(
+      [&](const SessionView& session) { ++(session.state < SessionState::Incoming ? outgoing : incoming); });
+  struct stat table {};
+  if (stat("/proc/self/fd", &table) == 0) open_files = static_cast<std::uint64_t>(table.st_size);  // since Linux 6.2
   std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator{"/proc/self/fd", ignored}) open_files += entry.path().empty() ? 0 : 1;
+  if (open_files == 0)
+    open_files = static_cast<std::uint64_t>(std::distance(std::filesystem::directory_iterator{"/proc/self/fd", ignored},
+                                                          std::filesystem::directory_iterator{}));
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   json handlers = json::array();
@@ -114,18 +120,23 @@ Result<std::string> Server::show_json(std::string_view name) const {
   auto id = engine_->find_outgoing(name);
   if (!id) id = engine_->find_incoming(name);
   // A name as `list` shows it.
-  if (!id) engine_->for_each_session([&](const SessionView& session) {
+  if (!id)
+    engine_->for_each_session([&](const SessionView& session) {
       if (!id && shown(session.name) == name) id = session.id;
     });
   if (!id) return fail(ENOENT, "no session '{}' (see luoctl list)", name);
   json out = session_json(*engine_->find(*id));
   json files = json::array();
   engine_->for_each_file(*id, [&](const FileView& file) {
-    files.push_back({{"token", file.token.raw()},
-                     {"handler", file.handler},
-                     {"status", file.retrieve_status == 0 ? "kept" : file.retrieve_status > 0 ? "given out" : "failed"},
-                     {"inode", file.inode},
-                     {"device", file.device}});
+    json shown_file = {{"token", file.token.raw()},
+                       {"handler", file.handler},
+                       {"status", file.retrieve_status == 0  ? "kept"
+                                  : file.retrieve_status > 0 ? "given out"
+                                                             : "failed"},
+                       {"inode", file.inode},
+                       {"device", file.device}};
+    if (struct stat st{}; fstat(file.fd, &st) == 0 && S_ISREG(st.st_mode)) shown_file["size"] = st.st_size;
+    files.push_back(std::move(shown_file));
   });
   out["files_list"] = std::move(files);
   return dump(out);

@@ -32,7 +32,8 @@ void Server::serve(Peer& peer, PeerRec& record) {
   }
   if (received_.eof) return drop_peer(id, "closed");
   const auto datagram = std::span<const std::byte>{buffer_}.first(received_.bytes);
-  const bool short_of_fds = received_.control_truncated;  // our table is full; the header still tells how many were sent
+  const bool short_of_fds =
+      received_.control_truncated;  // our table is full; the header still tells how many were sent
   wire::Header header{};
   if (auto parsed = wire::parse_header(datagram, received_.fds.size()); parsed && !received_.truncated) {
     header = *parsed;
@@ -45,24 +46,29 @@ void Server::serve(Peer& peer, PeerRec& record) {
   }
   const AnswerRec& last = state_->last_answer(record);
   if (header.nonce <= last.nonce) {
-    log(Level::Notice, "connection {} ({}, pid {}): nonce {} after {}; closed", id, record.name, record.pid, header.nonce, last.nonce);
+    log(Level::Notice, "connection {} ({}, pid {}): nonce {} after {}; closed", id, record.name, record.pid,
+        header.nonce, last.nonce);
     return drop_peer(id, "nonce does not grow");
   }
   if (header.error != 0 && header.error != EBADF && header.error != ENOENT) {
-    log(Level::Notice, "connection {} ({}, pid {}): a request with error {}; closed", id, record.name, record.pid, header.error);
+    log(Level::Notice, "connection {} ({}, pid {}): a request with error {}; closed", id, record.name, record.pid,
+        header.error);
     return drop_peer(id, "broken framing");
   }
   if (record.tried_nonce != header.nonce) record.tries = 0;
   record.tried_nonce = header.nonce;
   if (++record.tries > kMostTries) {
-    log(Level::Error, "connection {} ({}, pid {}): request {} has ended {} workers; closed", id, record.name, record.pid,
-        wire::name_of(header.command), kMostTries);
+    log(Level::Error, "connection {} ({}, pid {}): request {} has ended {} workers; closed", id, record.name,
+        record.pid, wire::name_of(header.command), kMostTries);
     return drop_peer(id, "request that kills workers");
   }
 
   ++requests_;
   const bool again = peer.parked_nonce == header.nonce;
-  Request request{.peer = record, .header = header, .payload = wire::payload_of(datagram), .fds = received_.fds,
+  Request request{.peer = record,
+                  .header = header,
+                  .payload = wire::payload_of(datagram),
+                  .fds = received_.fds,
                   .parked_until_ns = again ? peer.parked_until_ns : 0};
   Reply reply;
   Change change{arena_};
@@ -104,7 +110,8 @@ void Server::serve(Peer& peer, PeerRec& record) {
   return answer(peer, record, request, change, reply, &next.error());
 }
 
-void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error) {
+void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply,
+                    const Error* error) {
   AnswerRec& slot = state_->next_answer(record);
   wire::Header header{};
   header.command = request.header.command;
@@ -181,8 +188,7 @@ bool Server::send_answer(Peer& peer, PeerRec& record) {
   if (last.hand_session != 0 || last.owned != 0) {
     Change change{arena_};
     change.tx.set(last.sent, 1);
-    if (last.hand_session != 0)
-      engine_->sent(change, SessionId{last.hand_session}, static_cast<Role>(last.hand_role));
+    if (last.hand_session != 0) engine_->sent(change, SessionId{last.hand_session}, static_cast<Role>(last.hand_role));
     else
       for (const int fd : fds) change.close_later(fd);
     change.commit();

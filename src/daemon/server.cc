@@ -1,11 +1,12 @@
 #include "daemon/server.h"
 
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <linux/close_range.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <systemd/sd-daemon.h>
@@ -63,8 +64,6 @@ struct Callbacks {
 };
 
 namespace {
-constexpr std::size_t kPollAtOnce = 1000;  // poll refuses more than RLIMIT_NOFILE
-
 /// A peer's source carries its server and its id.
 struct PeerContext {
   Server* server;
@@ -83,15 +82,17 @@ int Callbacks::peer(sd_event_source*, int, std::uint32_t revents, void* context)
 }
 
 Server::Server(Control& control, kho::Arena arena, std::unique_ptr<HandlerSet> handlers, WorkerMain worker_main)
-    : control_{control}, worker_main_{worker_main}, arena_{std::move(arena)}, handler_set_{std::move(handlers)},
+    : control_{control},
+      worker_main_{worker_main},
+      arena_{std::move(arena)},
+      handler_set_{std::move(handlers)},
       buffer_(wire::kMaxMessage) {}
 
 Server::~Server() = default;
 
 Result<> Server::restore(WorkerKind kind) {
-  own_objects_ = std::make_unique<OwnObjects>(control_, [this](std::uint64_t inode) {
-    return engine_ && engine_->find_by_inode(inode).has_value();
-  });
+  own_objects_ = std::make_unique<OwnObjects>(
+      control_, [this](std::uint64_t inode) { return engine_ && engine_->find_by_inode(inode).has_value(); });
   LUO_TRY(registry_.add(*own_objects_));
   wake_fd_ = Fd::adopt(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd_.valid()) return sys_fail("eventfd");
@@ -183,8 +184,12 @@ Result<> Server::close_unnamed() {
   std::vector<pollfd> others;
   for (int fd = 0; fd < table_size; ++fd)
     if (!keep[static_cast<std::size_t>(fd)]) others.push_back({fd, 0, 0});
-  for (std::size_t at = 0; at < others.size(); at += kPollAtOnce)
-    if (poll(&others[at], std::min(kPollAtOnce, others.size() - at), 0) < 0) return sys_fail("poll of the descriptor table");
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return sys_fail("getrlimit(RLIMIT_NOFILE)");
+  const std::size_t at_once = std::max<std::size_t>(limit.rlim_cur, 1);  // poll takes no more
+  for (std::size_t at = 0; at < others.size(); at += at_once)
+    if (poll(&others[at], std::min(at_once, others.size() - at), 0) < 0)
+      return sys_fail("poll of the descriptor table");
   for (const pollfd& other : others) {
     if ((other.revents & POLLNVAL) != 0) continue;
     if (auto adopted = adopt_connection(other.fd); !adopted) close_number(other.fd);
@@ -197,8 +202,8 @@ Result<> Server::close_unnamed() {
 Result<> Server::adopt_connection(int fd) {
   int type = 0, listening = 0;
   socklen_t size = sizeof type;
-  if (!socket_has_path(fd, false, control_.socket_path) || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_SEQPACKET ||
-      getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0 || listening != 0)
+  if (!socket_has_path(fd, false, control_.socket_path) || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 ||
+      type != SOCK_SEQPACKET || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0 || listening != 0)
     return fail(ENOENT, "not a connection to luod");
   const PeerCredentials who = LUO_TRY(peer_credentials(FdRef::borrow(fd)));
   Change change{arena_};
@@ -213,13 +218,15 @@ Result<> Server::build_loop() {
   loop_.reset(loop);
   const auto io = [&](Source& source, int fd, std::uint32_t events, sd_event_io_handler_t handler) -> Result<> {
     sd_event_source* raw = nullptr;
-    if (const int r = sd_event_add_io(loop, &raw, fd, events, handler, this); r < 0) return fail(-r, "sd_event_add_io({})", fd);
+    if (const int r = sd_event_add_io(loop, &raw, fd, events, handler, this); r < 0)
+      return fail(-r, "sd_event_add_io({})", fd);
     source.reset(raw);
     return {};
   };
   const auto signal = [&](Source& source, int number, sd_event_signal_handler_t handler) -> Result<> {
     sd_event_source* raw = nullptr;
-    if (const int r = sd_event_add_signal(loop, &raw, number, handler, this); r < 0) return fail(-r, "sd_event_add_signal({})", number);
+    if (const int r = sd_event_add_signal(loop, &raw, number, handler, this); r < 0)
+      return fail(-r, "sd_event_add_signal({})", number);
     source.reset(raw);
     return {};
   };
@@ -291,7 +298,8 @@ void Server::on_accept() {
     log(Level::Warning, "{}; new clients wait", std::move(accepted).error().during("accept a client"));
     sd_event_source_set_enabled(accept_source_.get(), SD_EVENT_OFF);
     sd_event_source* timer = nullptr;
-    if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 100'000, 0, &Callbacks::accept_again, this)) >= 0)
+    if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 100'000, 0,
+                                              &Callbacks::accept_again, this)) >= 0)
       accept_retry_.reset(timer);
     return;
   }
@@ -333,7 +341,8 @@ void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
     const AnswerRec& last = state_->last_answer(*record);
     wire::Header header{};
     const ssize_t n = recv(record->fd, &header, sizeof header, MSG_PEEK | MSG_DONTWAIT);
-    if (n == static_cast<ssize_t>(sizeof header) && header.nonce == last.nonce && last.sent == 0) send_answer(peer, *record);
+    if (n == static_cast<ssize_t>(sizeof header) && header.nonce == last.nonce && last.sent == 0)
+      send_answer(peer, *record);
     return;
   }
   if (peer.parked) {
@@ -402,9 +411,8 @@ void Server::holder_is_gone(SessionId id, Role role) {
   const bool gone = !engine_->find(id).has_value();
   for (bool more = true; more;) {
     Change step{arena_};
-    more = state_->drop_some_grants_of_session(step, id, [&](const GrantRec& grant) {
-      return gone || grant.role == static_cast<std::uint32_t>(role);
-    });
+    more = state_->drop_some_grants_of_session(
+        step, id, [&](const GrantRec& grant) { return gone || grant.role == static_cast<std::uint32_t>(role); });
     step.commit();
   }
   update_lost_holder(id, role);
@@ -446,21 +454,24 @@ void Server::watch_keeper() {
   if (!pidfd || !related) return on_keeper_died();
   sd_event_source* raw = nullptr;
   const int number = pidfd->release();
-  if (check_loop(sd_event_add_io(loop_.get(), &raw, number, EPOLLIN, &Callbacks::keeper, this)) < 0) return close_number(number);
+  if (check_loop(sd_event_add_io(loop_.get(), &raw, number, EPOLLIN, &Callbacks::keeper, this)) < 0)
+    return close_number(number);
   sd_event_source_set_io_fd_own(raw, 1);
   keeper_source_.reset(raw);
 }
 
 void Server::add_deadline_source(std::uint64_t at_us) {
   sd_event_source* raw = nullptr;
-  if (check_loop(sd_event_add_time(loop_.get(), &raw, CLOCK_MONOTONIC, at_us, 1000, &Callbacks::deadline, this)) >= 0) deadline_source_.reset(raw);
+  if (check_loop(sd_event_add_time(loop_.get(), &raw, CLOCK_MONOTONIC, at_us, 1000, &Callbacks::deadline, this)) >= 0)
+    deadline_source_.reset(raw);
 }
 
 void Server::on_keeper_died() {
   keeper_source_.reset();
   waitpid(control_.keeper_pid.load(), nullptr, WNOHANG);  // it was our child, if we made it
   if (auto keeper = make_keeper(control_, worker_main_); !keeper) {
-    log(Level::Error, "{}; serving on without one", std::move(keeper).error().during("the keeper died; make a new one"));
+    log(Level::Error, "{}; serving on without one",
+        std::move(keeper).error().during("the keeper died; make a new one"));
     return;
   }
   log(Level::Warning, "the keeper died; keeper {} takes its place", control_.keeper_pid.load());
@@ -470,7 +481,8 @@ void Server::on_keeper_died() {
 
 void Server::notify_ready() {
   sd_notifyf(0, "READY=1\nMAINPID=%d\nSTATUS=Serving %llu sessions, %llu files", control_.keeper_pid.load(),
-             static_cast<unsigned long long>(engine_->session_count()), static_cast<unsigned long long>(engine_->file_count()));
+             static_cast<unsigned long long>(engine_->session_count()),
+             static_cast<unsigned long long>(engine_->file_count()));
   // For people who look into the lock file, and for a second luod, which names us.
   char text[32];
   const auto end = fmt::format_to_n(text, sizeof text, "{}\n", control_.keeper_pid.load());

@@ -95,7 +95,7 @@ class Server {
   struct Peer {  ///< what is not in the arena: how a connection is watched
     std::uint64_t id = 0;
     Source io;
-    bool blocked = false;        ///< the peer does not read: an answer or events wait
+    bool blocked = false;  ///< the peer does not read: an answer or events wait
     bool parked = false;
     std::uint64_t parked_nonce = 0, parked_until_ns = 0;
     std::vector<std::vector<std::byte>> events;  ///< to be sent when it reads again
@@ -137,7 +137,8 @@ class Server {
   Result<Next> retrieve_session(Request& request, Reply& reply, Change& change);
   Result<Next> retrieve_wait(Request& request, Reply& reply, Change& change);
   Result<Next> take_incoming(Request& request, Reply& reply, Change& change, std::span<const char, 64> name);
-  Result<Next> hand_out(Request& request, Reply& reply, Change& change, SessionId id, Role role, const struct HandedPipe& pipe);
+  Result<Next> hand_out(Request& request, Reply& reply, Change& change, SessionId id, Role role,
+                        const struct HandedPipe& pipe);
   Result<Next> accept_session(Request& request, Reply& reply, Change& change);
   Result<Next> present(Request& request, Reply& reply, Change& change);
   Result<Next> get_name(Request& request, Reply& reply, Change& change);
@@ -191,8 +192,8 @@ class Server {
     Pipe report;
     Fd keeper;  ///< pidfd
   };
-  [[noreturn]] void begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,
-                                const std::string& to_version);
+  [[noreturn]] void begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce,
+                                std::uint32_t timeout_ms, const std::string& to_version);
   Result<> start_probe(Request& request);
   void settle_trial();
 
@@ -217,15 +218,16 @@ class Server {
   /// Sessions with a request that a handler works on (EINPROGRESS): {peer, nonce}. Others that want the session
   /// wait in their own queues, so that requests on a session take effect in order.
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> pending_;
-  Fd wake_fd_;  ///< eventfd: a handler, perhaps in a thread of its own, has something
+  Fd wake_fd_;                          ///< eventfd: a handler, perhaps in a thread of its own, has something
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;
-  Source accept_source_, accept_retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
-  bool outcomes_due_ = false;         ///< an update has ended, or has moved on
-  bool recheck_due_ = false;          ///< who is concerned by an update has changed
-  bool unfreeze_due_ = false;         ///< a crossing is off
-  std::vector<std::uint64_t> told_;   ///< updates whose outcome is queued for somebody, so not yet recorded as told
-  std::uint64_t cross_due_ = 0;       ///< everybody is ready for this update
+  Source accept_source_, accept_retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_,
+      deadline_source_, probe_source_;
+  bool outcomes_due_ = false;        ///< an update has ended, or has moved on
+  bool recheck_due_ = false;         ///< who is concerned by an update has changed
+  bool unfreeze_due_ = false;        ///< a crossing is off
+  std::vector<std::uint64_t> told_;  ///< updates whose outcome is queued for somebody, so not yet recorded as told
+  std::uint64_t cross_due_ = 0;      ///< everybody is ready for this update
   std::unordered_map<std::uint64_t, Peer> peers_;
   std::unique_ptr<Probe> probe_;
   std::uint64_t probe_peer_ = 0, probe_nonce_ = 0;

@@ -31,7 +31,8 @@ Result<Next> Server::update_service(Request& request, Reply& reply, Change& chan
   const auto session = *engine_->find(*id);
   if (request.peer.uid != session.owner.uid) LUO_TRY(may_administer(request));
   if (const UpdateRec* other = state_->running_update_of(*id))
-    return fail(EBUSY, "update service '{}': update {} of it is {}", name, other->id, to_string(static_cast<Phase>(other->phase)));
+    return fail(EBUSY, "update service '{}': update {} of it is {}", name, other->id,
+                to_string(static_cast<Phase>(other->phase)));
   bool crossing = false;
   state_->for_each_update([&](const UpdateRec& other) {
     crossing = crossing || (other.kind == static_cast<std::uint32_t>(wire::UpdateKind::Simulated) && !other.over());
@@ -44,7 +45,8 @@ Result<Next> Server::update_service(Request& request, Reply& reply, Change& chan
     if (getrandom(&update.ticket, sizeof update.ticket, 0) != sizeof update.ticket) return sys_fail("getrandom");
   update.requester = request.peer.id;
   update.begin_ns = monotonic_ns();
-  update.deadline_ns = update.begin_ns + std::uint64_t{arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs} * 1'000'000;
+  update.deadline_ns =
+      update.begin_ns + std::uint64_t{arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs} * 1'000'000;
   update.owner_pid = session.owner.pid;
   update.sessions = 1;
   wire::put_text(update.name, name);
@@ -59,16 +61,21 @@ Result<Next> Server::update_service(Request& request, Reply& reply, Change& chan
 Result<Next> Server::take_over(Request& request, Reply& reply, Change& change) {
   const auto arg = LUO_TRY(wire::parse_arg<wire::WaitArg>(request.payload));
   UpdateRec* update = request.peer.update != 0 ? state_->find_update(request.peer.update) : nullptr;
-  if (update == nullptr) return fail(EINVAL, "take over: this process was not started as a successor (see luoctl update service)");
+  if (update == nullptr)
+    return fail(EINVAL, "take over: this process was not started as a successor (see luoctl update service)");
   if (update->phase == is(Phase::Failed))
-    return fail(ECANCELED, "take over session '{}': the update is off: {}", wire::text_in(update->name), wire::text_in(update->text));
-  if (update->session != request.header.session) return fail(EINVAL, "take over: another session than '{}'", wire::text_in(update->name));
+    return fail(ECANCELED, "take over session '{}': the update is off: {}", wire::text_in(update->name),
+                wire::text_in(update->text));
+  if (update->session != request.header.session)
+    return fail(EINVAL, "take over: another session than '{}'", wire::text_in(update->name));
   const auto step = static_cast<Phase>(update->phase);
   if (step == Phase::Offered || step == Phase::Done)
-    return fail(EINVAL, "take over session '{}': {}", wire::text_in(update->name), step == Phase::Done ? "it was taken over already" : "retrieve it first");
+    return fail(EINVAL, "take over session '{}': {}", wire::text_in(update->name),
+                step == Phase::Done ? "it was taken over already" : "retrieve it first");
 
   if (request.parked_until_ns == 0)
-    request.parked_until_ns = arg.timeout_ms == UINT32_MAX ? UINT64_MAX : monotonic_ns() + std::uint64_t{arg.timeout_ms} * 1'000'000;
+    request.parked_until_ns =
+        arg.timeout_ms == UINT32_MAX ? UINT64_MAX : monotonic_ns() + std::uint64_t{arg.timeout_ms} * 1'000'000;
   if (step == Phase::Warming) {
     LUO_TRY(engine_->begin_prepare(change, SessionId{update->session}));
     change.tx.set(update->prepare_ns, monotonic_ns());
@@ -82,7 +89,8 @@ Result<Next> Server::take_over(Request& request, Reply& reply, Change& change) {
       return Next::Park;
     }
     quiesce(change, *update);  // an owner that knows only the kernel's interface, or that is dead
-    if (update->phase == is(Phase::Failed)) reply.error = Error{ECANCELED, fmt::format("take over: {}", wire::text_in(update->text))};
+    if (update->phase == is(Phase::Failed))
+      reply.error = Error{ECANCELED, fmt::format("take over: {}", wire::text_in(update->text))};
     else reply.put(arg);
     return Next::Answer;
   }
@@ -103,8 +111,9 @@ void Server::quiesce(Change& change, UpdateRec& update) {
   if (auto frozen = engine_->freeze_one(change, id); !frozen) {
     const FreezeFailure& failure = frozen.error();
     fail_update(change, update,
-                Error{failure.error.code, fmt::format("freeze of token {} in session '{}' by handler {}: {}", failure.token.raw(),
-                                                      failure.session, failure.handler, failure.error.what)});
+                Error{failure.error.code,
+                      fmt::format("freeze of token {} in session '{}' by handler {}: {}", failure.token.raw(),
+                                  failure.session, failure.handler, failure.error.what)});
     return;
   }
   change.tx.save(&update, sizeof update);
@@ -125,8 +134,8 @@ void Server::complete_handover(Change& change, UpdateRec& update, const SessionV
   update.phase = is(Phase::Done);
   update.end_ns = monotonic_ns();
   outcomes_due_ = true;
-  log(Level::Notice, "session '{}' went from pid {} to pid {} in {:.3f} ms", before.name, update.owner_pid, update.successor_pid,
-      static_cast<double>(update.end_ns - update.quiesced_ns) / 1e6);
+  log(Level::Notice, "session '{}' went from pid {} to pid {} in {:.3f} ms", before.name, update.owner_pid,
+      update.successor_pid, static_cast<double>(update.end_ns - update.quiesced_ns) / 1e6);
 }
 
 }  // namespace luo::daemon

@@ -40,7 +40,8 @@ Result<Next> Server::update_simulated(Request& request, Reply& reply, Change& ch
   update.requester = request.peer.id;
   update.ticket = request.header.nonce;
   update.begin_ns = update.prepare_ns = monotonic_ns();
-  update.deadline_ns = update.begin_ns + std::uint64_t{arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs} * 1'000'000;
+  update.deadline_ns =
+      update.begin_ns + std::uint64_t{arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs} * 1'000'000;
   wire::put_text(update.name, "everything");
   change.commit();
   request.stepped = true;
@@ -57,8 +58,9 @@ void Server::cross_everything(UpdateRec& update) {
     const FreezeFailure& failure = frozen.error();
     Change change{arena_};
     fail_update(change, update,
-                Error{failure.error.code, fmt::format("freeze of token {} in session '{}' by handler {}: {}", failure.token.raw(),
-                                                      failure.session, failure.handler, failure.error.what)});
+                Error{failure.error.code,
+                      fmt::format("freeze of token {} in session '{}' by handler {}: {}", failure.token.raw(),
+                                  failure.session, failure.handler, failure.error.what)});
     change.commit();
     return;
   }

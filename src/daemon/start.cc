@@ -41,8 +41,11 @@ Result<Fd> lock_state_dir(const std::string& dir) {
   if (errno != EWOULDBLOCK) return sys_fail("flock('{}')", path);
   std::string pid = read_all(lock, 64_KiB).value_or("?");
   while (!pid.empty() && pid.back() == '\n') pid.pop_back();
-  return fail(EBUSY, "luod is running on {} already, with pid {}; stop it with `luoctl stop`, update it with `luoctl update luod`, "
-                     "or give this one another --state-dir", dir, pid);
+  return fail(
+      EBUSY,
+      "luod is running on {} already, with pid {}; stop it with `luoctl stop`, update it with `luoctl update luod`, "
+      "or give this one another --state-dir",
+      dir, pid);
 }
 
 struct Listener {
@@ -55,13 +58,14 @@ Result<Listener> make_listener(const std::string& path) {
   if (given > 1) return fail(EINVAL, "systemd passed {} sockets, luod takes one", given);
   if (given == 1) {
     if (sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_SEQPACKET, 1, nullptr, 0) <= 0)
-      return fail(EINVAL, "the socket from systemd is not a listening SOCK_SEQPACKET Unix socket (ListenSequentialPacket=)");
+      return fail(EINVAL,
+                  "the socket from systemd is not a listening SOCK_SEQPACKET Unix socket (ListenSequentialPacket=)");
     fcntl(SD_LISTEN_FDS_START, F_SETFL, O_NONBLOCK);
     return Listener{Fd::adopt(SD_LISTEN_FDS_START), true};
   }
   // We hold the directory's lock; what is left at the path is of a dead one, unless somebody answers there.
   if (auto living = connect_packets(path)) return fail(EADDRINUSE, "somebody serves on {} already", path);
-  struct stat st{};
+  struct stat st {};
   if (lstat(path.c_str(), &st) == 0) {
     if (!S_ISSOCK(st.st_mode)) return fail(EEXIST, "{} is there and is not a socket; move it away", path);
     if (unlink(path.c_str()) != 0) return sys_fail("remove the stale socket: unlink('{}')", path);
@@ -75,12 +79,13 @@ void leave_some_descriptors() noexcept {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max - std::min<rlim_t>(64, limit.rlim_max / 4);
-  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) log(Level::Warning, "set RLIMIT_NOFILE to {}: {}", limit.rlim_cur, errno_text(errno));
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+    log(Level::Warning, "set RLIMIT_NOFILE to {}: {}", limit.rlim_cur, errno_text(errno));
 }
 
 /// Gives back a mapping of the arena that was inherited from the process that cloned this one.
 void drop_mapping(Control& control) noexcept {
-  struct stat st{};
+  struct stat st {};
   if (fstat(control.arena_fd, &st) != 0) return;
   munmap(reinterpret_cast<std::byte*>(&control) - kho::Arena::kControlOffset, static_cast<std::size_t>(st.st_size));
 }
@@ -129,15 +134,18 @@ Result<int> start_fresh(const Options& options) {
     socket = from_environment != nullptr && *from_environment != '\0' ? from_environment : dir + "/luod.sock";
   }
   Control scratch{};  // for the sizes of its fields
-  if (socket.size() >= sizeof scratch.socket_path) return fail(ENAMETOOLONG, "the socket path '{}' has over {} bytes", socket, sizeof scratch.socket_path - 1);
-  if (dir.size() >= sizeof scratch.state_dir) return fail(ENAMETOOLONG, "the state directory '{}' has over {} bytes", dir, sizeof scratch.state_dir - 1);
+  if (socket.size() >= sizeof scratch.socket_path)
+    return fail(ENAMETOOLONG, "the socket path '{}' has over {} bytes", socket, sizeof scratch.socket_path - 1);
+  if (dir.size() >= sizeof scratch.state_dir)
+    return fail(ENAMETOOLONG, "the state directory '{}' has over {} bytes", dir, sizeof scratch.state_dir - 1);
   if (options.handlers.size() >= sizeof scratch.handlers) return fail(EINVAL, "--handlers is too long");
   LUO_TRY(make_handlers(options.handlers));  // says now what it does not know
 
   LUO_TRY(make_state_dir(dir));
   Fd lock = LUO_TRY(lock_state_dir(dir));
   Listener listener = LUO_TRY(make_listener(socket));
-  kho::Arena arena = LUO_TRY(kho::Arena::create({.name = "luod-arena", .layout = Engine::kLayout, .max_size = kArenaSize}));
+  kho::Arena arena =
+      LUO_TRY(kho::Arena::create({.name = "luod-arena", .layout = Engine::kLayout, .max_size = kArenaSize}));
   Fd log_copy = Fd::adopt(fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
   if (!log_copy.valid()) return sys_fail("dup of stderr");
 
@@ -167,7 +175,8 @@ Result<int> resume(int arena_fd) {
   prctl(PR_SET_NAME, "luod-keeper");
   kho::Arena arena = LUO_TRY_DURING("resume", kho::Arena::open(Fd::adopt(arena_fd), Engine::kLayout));
   Control& control = *LUO_TRY_DURING("resume", checked_control(arena));
-  if (control.trial.load() != static_cast<std::uint32_t>(Trial::Trying)) return fail(EINVAL, "resume: no update of luod is under way");
+  if (control.trial.load() != static_cast<std::uint32_t>(Trial::Trying))
+    return fail(EINVAL, "resume: no update of luod is under way");
   // It closed when we were executed: its number is free, and may soon be another file's.
   control.trial_image_fd = -1;
   Keeper keeper{.control = control, .worker_main = &worker_process, .new_image = true};

@@ -11,10 +11,8 @@ void push_back(kho::Arena& arena, Change& change, List<T>& list, kho::Ref<T> ite
   record.next = {};
   record.prev = list.last;
   change.tx.save(&list, sizeof list);
-  if (list.last)
-    change.tx.set(arena.get(list.last)->next, item);
-  else
-    list.first = item;
+  if (list.last) change.tx.set(arena.get(list.last)->next, item);
+  else list.first = item;
   list.last = item;
   ++list.count;
 }
@@ -22,14 +20,10 @@ void push_back(kho::Arena& arena, Change& change, List<T>& list, kho::Ref<T> ite
 template <class T>
 void unlink(kho::Arena& arena, Change& change, List<T>& list, T& record) noexcept {
   change.tx.save(&list, sizeof list);
-  if (record.prev)
-    change.tx.set(arena.get(record.prev)->next, record.next);
-  else
-    list.first = record.next;
-  if (record.next)
-    change.tx.set(arena.get(record.next)->prev, record.prev);
-  else
-    list.last = record.prev;
+  if (record.prev) change.tx.set(arena.get(record.prev)->next, record.next);
+  else list.first = record.next;
+  if (record.next) change.tx.set(arena.get(record.next)->prev, record.prev);
+  else list.last = record.prev;
   --list.count;
   change.tx.release(arena.ref_of(&record));
 }
@@ -55,7 +49,8 @@ Result<> check_list(const kho::Arena& arena, const List<T>& list, std::string_vi
     previous = at;
     at = record->next;
   }
-  if (n != list.count || previous != list.last) return fail(EBADMSG, "list of {}s: {} found, {} expected", what, n, list.count);
+  if (n != list.count || previous != list.last)
+    return fail(EBADMSG, "list of {}s: {} found, {} expected", what, n, list.count);
   return {};
 }
 
@@ -100,8 +95,8 @@ Result<> State::index() {
     return peer.id != 0 && peer.id < root_->next_peer && peer.fd >= 0 && peer.active < 2 && terminated(peer.name);
   }));
   LUO_TRY(check_list(*arena_, root_->grants, "grant", [](const GrantRec& grant) {
-    return grant.role == static_cast<std::uint32_t>(Role::Owner) || grant.role == static_cast<std::uint32_t>(Role::Successor) ||
-           grant.role == kFormerOwner;
+    return grant.role == static_cast<std::uint32_t>(Role::Owner) ||
+           grant.role == static_cast<std::uint32_t>(Role::Successor) || grant.role == kFormerOwner;
   }));
   LUO_TRY(check_list(*arena_, root_->updates, "update", [&](const UpdateRec& update) {
     return update.id != 0 && update.id < root_->next_update && update.phase >= 1 && update.phase <= 6 &&
@@ -198,7 +193,8 @@ bool State::drop_some_grants_of_peer(Change& change, std::uint64_t peer) {
   return true;
 }
 
-bool State::drop_some_grants_of_session(Change& change, SessionId session, const std::function<bool(const GrantRec&)>& drop) {
+bool State::drop_some_grants_of_session(Change& change, SessionId session,
+                                        const std::function<bool(const GrantRec&)>& drop) {
   const auto found = grants_by_session_.find(session.raw());
   if (found == grants_by_session_.end()) return false;
   std::vector<GrantRec*> some;
@@ -259,7 +255,9 @@ UpdateRec* State::update_by_ticket(std::uint64_t ticket) const {
   return found;
 }
 
-void State::for_each_update(const std::function<void(UpdateRec&)>& visit) const { walk(*arena_, root_->updates, visit); }
+void State::for_each_update(const std::function<void(UpdateRec&)>& visit) const {
+  walk(*arena_, root_->updates, visit);
+}
 
 void State::append_fds(std::vector<int>& out) const {
   for_each_peer([&](PeerRec& peer) {

@@ -82,10 +82,10 @@ struct UpdateRec {
   std::uint32_t kind;   ///< wire::UpdateKind
   std::uint32_t phase;  ///< Phase
   std::uint64_t session, ticket;
-  std::uint64_t requester, successor;  ///< PeerId, 0 if none
+  std::uint64_t requester, successor;                                             ///< PeerId, 0 if none
   std::uint64_t begin_ns, warm_ns, prepare_ns, quiesced_ns, end_ns, deadline_ns;  ///< CLOCK_MONOTONIC, 0: not yet
-  std::int32_t error;       ///< with Failed
-  std::uint32_t notified;   ///< those concerned were told how it ended
+  std::int32_t error;                                                             ///< with Failed
+  std::uint32_t notified;  ///< those concerned were told how it ended
   std::int32_t owner_pid, successor_pid;
   std::uint64_t sessions, files;  ///< how much crossed
   char name[wire::kNameBytes];
@@ -97,7 +97,7 @@ class State {
  public:
   static constexpr unsigned kRootSlot = 1;
   static constexpr std::size_t kGrantsPerStep = 1000;  ///< some 200 bytes of log each
-  static constexpr std::uint64_t kHistory = 32;  ///< ended updates that are remembered
+  static constexpr std::uint64_t kHistory = 32;        ///< ended updates that are remembered
 
   /// Makes or checks and takes over. Errors: EBADMSG, says what and where; ENOMEM.
   static Result<State> open(kho::Arena& arena);

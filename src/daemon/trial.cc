@@ -26,8 +26,7 @@ bool said_so(const Control& control, FdRef report) noexcept {
   const int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
   if (null >= 0) dup3(null, control.trial_report_fd, O_CLOEXEC);  // the number stays taken, the arena names it
   pollfd wait{report.raw, POLLIN, 0};
-  while (poll(&wait, 1, -1) < 0 && errno == EINTR) {
-  }
+  while (poll(&wait, 1, -1) < 0 && errno == EINTR) {}
   return (wait.revents & POLLIN) != 0;
 }
 
@@ -81,8 +80,7 @@ void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, F
     if (late) {
       syscall(SYS_pidfd_send_signal, keeper_pidfd.raw, SIGKILL, nullptr, 0);
       pollfd dead{keeper_pidfd.raw, POLLIN, 0};
-      while (poll(&dead, 1, -1) < 0 && errno == EINTR) {
-      }
+      while (poll(&dead, 1, -1) < 0 && errno == EINTR) {}
     }
     take_back(control, worker_main);
   }

@@ -20,6 +20,7 @@ namespace luo::daemon {
 void keep_over_exec(const std::vector<int>& fds) noexcept;
 
 /// Called when the control page is filled and everything else is ready. Never returns.
-[[noreturn]] void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, FdRef report, std::uint32_t timeout_ms);
+[[noreturn]] void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, FdRef report,
+                              std::uint32_t timeout_ms);
 
 }  // namespace luo::daemon

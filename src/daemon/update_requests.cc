@@ -46,7 +46,8 @@ bool Server::concerns(const UpdateRec& update, const PeerRec& peer) const {
 
 bool Server::all_ready(const UpdateRec& update) const {
   bool ready = true;
-  state_->for_each_peer([&](PeerRec& peer) { ready = ready && (!concerns(update, peer) || peer.prepared == update.id); });
+  state_->for_each_peer(
+      [&](PeerRec& peer) { ready = ready && (!concerns(update, peer) || peer.prepared == update.id); });
   return ready;
 }
 
@@ -60,15 +61,14 @@ Result<Next> Server::prepared(Request& request, Reply& reply, Change& change) {
   if (arg.refused != 0) {
     const std::string_view reason = wire::text_in(arg.reason);
     fail_update(change, *update,
-                Error{EBUSY, fmt::format("{} (pid {}) refused: {}", request.peer.name, request.peer.pid, reason.empty() ? "no reason given" : reason)});
+                Error{EBUSY, fmt::format("{} (pid {}) refused: {}", request.peer.name, request.peer.pid,
+                                         reason.empty() ? "no reason given" : reason)});
     return Next::Answer;
   }
   change.tx.set(request.peer.prepared, update->id);
   if (update->phase != is(Phase::Preparing) || !all_ready(*update)) return Next::Answer;
-  if (update->kind == is(wire::UpdateKind::Service))
-    quiesce(change, *update);
-  else
-    cross_due_ = update->id;
+  if (update->kind == is(wire::UpdateKind::Service)) quiesce(change, *update);
+  else cross_due_ = update->id;
   return Next::Answer;
 }
 
@@ -81,11 +81,11 @@ void Server::fail_update(Change& change, UpdateRec& update, const Error& error) 
         engine_->abandon_successor(change, id);
       }
       const auto after = engine_->find(id);
-      if (after && (after->state == SessionState::Preparing || after->state == SessionState::Frozen)) engine_->cancel_prepare(change, id);
+      if (after && (after->state == SessionState::Preparing || after->state == SessionState::Frozen))
+        engine_->cancel_prepare(change, id);
     }
-    state_->drop_some_grants_of_session(change, id, [](const GrantRec& grant) {
-      return grant.role == static_cast<std::uint32_t>(Role::Successor);
-    });
+    state_->drop_some_grants_of_session(
+        change, id, [](const GrantRec& grant) { return grant.role == static_cast<std::uint32_t>(Role::Successor); });
   } else {
     unfreeze_due_ = true;
   }
@@ -100,20 +100,26 @@ void Server::fail_update(Change& change, UpdateRec& update, const Error& error) 
 
 void Server::tell_prepare(const UpdateRec& update, std::uint64_t only_peer) {
   const std::uint64_t now = monotonic_ns();
-  wire::PrepareEvent event{.size = sizeof event, .kind = update.kind, .update = update.id,
-                           .deadline_ms = update.deadline_ns > now ? static_cast<std::uint32_t>((update.deadline_ns - now) / 1'000'000) : 0,
-                           .reserved = 0};
+  wire::PrepareEvent event{
+      .size = sizeof event,
+      .kind = update.kind,
+      .update = update.id,
+      .deadline_ms = update.deadline_ns > now ? static_cast<std::uint32_t>((update.deadline_ns - now) / 1'000'000) : 0,
+      .reserved = 0};
   std::vector<std::uint64_t> concerned;
   state_->for_each_peer([&](PeerRec& peer) {
-    if (concerns(update, peer) && peer.prepared != update.id && (only_peer == 0 || peer.id == only_peer)) concerned.push_back(peer.id);
+    if (concerns(update, peer) && peer.prepared != update.id && (only_peer == 0 || peer.id == only_peer))
+      concerned.push_back(peer.id);
   });
-  for (const std::uint64_t id : concerned) send_event(id, wire::Event::Prepare, std::as_bytes(std::span{&event, 1}), update.session);
+  for (const std::uint64_t id : concerned)
+    send_event(id, wire::Event::Prepare, std::as_bytes(std::span{&event, 1}), update.session);
 }
 
 void Server::tell_outcomes() {
   std::vector<UpdateRec*> ended;
   state_->for_each_update([&](UpdateRec& update) {
-    if (update.over() && update.notified == 0 && std::ranges::find(told_, update.id) == told_.end()) ended.push_back(&update);
+    if (update.over() && update.notified == 0 && std::ranges::find(told_, update.id) == told_.end())
+      ended.push_back(&update);
   });
   for (UpdateRec* update : ended) {
     wire::EndEvent event{.size = sizeof event, .error = update->error, .update = update->id, .text = {}};
@@ -123,11 +129,13 @@ void Server::tell_outcomes() {
     state_->for_each_peer([&](PeerRec& peer) {
       const GrantRec* grant = state_->find_grant(peer.id, update->session);
       const bool former = grant != nullptr && grant->role == kFormerOwner;
-      if (done ? former && peer.subscribed != 0 : update->prepare_ns != 0 && concerns(*update, peer)) concerned.push_back(peer.id);
+      if (done ? former && peer.subscribed != 0 : update->prepare_ns != 0 && concerns(*update, peer))
+        concerned.push_back(peer.id);
     });
     bool all_sent = true;
     for (const std::uint64_t id : concerned)
-      all_sent &= send_event(id, done ? wire::Event::HandedOver : wire::Event::Resumed, std::as_bytes(std::span{&event, 1}), update->session);
+      all_sent &= send_event(id, done ? wire::Event::HandedOver : wire::Event::Resumed,
+                             std::as_bytes(std::span{&event, 1}), update->session);
     if (!all_sent) {
       told_.push_back(update->id);  // recorded when the queues are empty; a next worker would tell again
       continue;
@@ -145,7 +153,8 @@ void Server::tell_outcomes() {
 }
 
 void Server::events_drained() {
-  if (told_.empty() || std::ranges::any_of(peers_, [](const auto& entry) { return !entry.second.events.empty(); })) return;
+  if (told_.empty() || std::ranges::any_of(peers_, [](const auto& entry) { return !entry.second.events.empty(); }))
+    return;
   for (const std::uint64_t id : std::exchange(told_, {})) {
     UpdateRec* update = state_->find_update(id);
     if (update == nullptr) continue;
@@ -180,7 +189,8 @@ void Server::recheck_preparing() {
 void Server::unfreeze_leftovers() {
   std::vector<SessionId> frozen;
   engine_->for_each_session([&](const SessionView& session) {
-    if (session.state == SessionState::Frozen && state_->running_update_of(session.id) == nullptr) frozen.push_back(session.id);
+    if (session.state == SessionState::Frozen && state_->running_update_of(session.id) == nullptr)
+      frozen.push_back(session.id);
   });
   for (const SessionId id : frozen) {
     Change change{arena_};
@@ -274,7 +284,8 @@ void Server::update_lost_peer(std::uint64_t peer) {
     const auto session = engine_->find(SessionId{update->session});
     if (update->successor == peer && update->phase == is(Phase::Offered)) {
       Change change{arena_};
-      fail_update(change, *update, Error{ECONNABORTED, "the successor closed its connection before it asked for the session"});
+      fail_update(change, *update,
+                  Error{ECONNABORTED, "the successor closed its connection before it asked for the session"});
       change.commit();
       continue;
     }
@@ -301,7 +312,8 @@ void Server::update_lost_holder(SessionId id, Role role) {
   if (update == nullptr) return;
   Change change{arena_};
   if (role == Role::Successor)
-    fail_update(change, *update, Error{ECONNABORTED, "the successor gave the session up (or died) before it had taken over"});
+    fail_update(change, *update,
+                Error{ECONNABORTED, "the successor gave the session up (or died) before it had taken over"});
   else if (!engine_->find(id))
     fail_update(change, *update, Error{ESTALE, "the owner of the session died before a successor had it"});
   else if (update->phase == is(Phase::Preparing))
@@ -321,7 +333,8 @@ void Server::drop_stale_grants() {
   // So are those that had got ready for it, with sessions or without.
   state_->for_each_peer([&](PeerRec& peer) {
     const UpdateRec* update = peer.prepared != 0 ? state_->find_update(peer.prepared) : nullptr;
-    if (update != nullptr && update->kind == is(wire::UpdateKind::Simulated) && update->phase == is(Phase::Done)) stale.push_back(peer.id);
+    if (update != nullptr && update->kind == is(wire::UpdateKind::Simulated) && update->phase == is(Phase::Done))
+      stale.push_back(peer.id);
   });
   for (const std::uint64_t id : stale) drop_peer(id, "its sessions have crossed");
 }
@@ -357,7 +370,8 @@ void Server::on_deadline() {
         who += fmt::format("{}{} (pid {})", who.empty() ? "" : ", ", peer.name, peer.pid);
     });
     std::string why = "the time allowed for the update is over";
-    if (update.phase == is(Phase::Offered) || update.phase == is(Phase::Warming)) why = "the successor did not get warm in time";
+    if (update.phase == is(Phase::Offered) || update.phase == is(Phase::Warming))
+      why = "the successor did not get warm in time";
     if (!who.empty()) why = "not ready in time: " + who;
     if (update.phase == is(Phase::Quiesced)) why = "the successor did not complete the handover in time";
     Change change{arena_};
