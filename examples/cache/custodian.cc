@@ -44,7 +44,7 @@ class Custodian::Worker {
     enum Kind { Preserve, GiveUp, Quiesced, Stop };
     Kind kind;
     int fd;
-    std::uint64_t token;
+    std::uint64_t token;  ///< Quiesced: the update
   };
 
   explicit Worker(Start start) : start_{std::move(start)} {
@@ -76,7 +76,7 @@ class Custodian::Worker {
   bool has_crossed();
   void lost(std::string_view during);
   void connect_again();
-  void notify(Notice::Kind kind, std::string text = {});
+  void notify(Notice::Kind kind, std::string text = {}, std::uint64_t update = 0);
   // True unless luod is gone for good.
   bool still_there(int result, std::string_view during) {
     if (result != -ECONNRESET) return true;
@@ -104,7 +104,7 @@ class Custodian::Worker {
   std::uint64_t update_ = 0;  // the one that is being prepared
   bool preparing_ = false;
   bool simulated_ = false;    // and it is one that ends this side, as a kexec would
-  bool quiesced_ = false;     // the loop has stopped for it
+  std::uint64_t quiesced_for_ = 0;  // the update for which the loop has stopped last
   bool missing_ = false;      // some of files_ are not preserved
   bool crossed_ = false;      // there is nothing left to keep
   bool stop_ = false;
@@ -146,10 +146,10 @@ std::vector<Notice> Custodian::Worker::take_notices() {
   return std::exchange(notices_, {});
 }
 
-void Custodian::Worker::notify(Notice::Kind kind, std::string text) {
+void Custodian::Worker::notify(Notice::Kind kind, std::string text, std::uint64_t update) {
   {
     const std::lock_guard lock{mutex_};
-    notices_.push_back({kind, std::move(text)});
+    notices_.push_back({kind, std::move(text), update});
   }
   signal_eventfd(to_loop_);
 }
@@ -193,7 +193,10 @@ bool Custodian::Worker::take_jobs() {
   bool urgent = false;
   for (const Job& job : fresh) {
     if (job.kind == Job::Stop) stop_ = true;
-    if (job.kind == Job::Quiesced) urgent = quiesced_ = true;
+    if (job.kind == Job::Quiesced) {
+      quiesced_for_ = job.token;
+      urgent = true;
+    }
     jobs_.push_back(job);
   }
   due_ = std::min(due_, Clock::now() + kCollect);
@@ -220,7 +223,7 @@ void Custodian::Worker::carry_out() {
     unpreserve(job.token);
     close_number(job.fd);
   }
-  if (quiesced_ && preparing_) say_ready();
+  if (preparing_ && quiesced_for_ == update_) say_ready();
 }
 
 void Custodian::Worker::preserve_missing() {
@@ -273,13 +276,14 @@ void Custodian::Worker::on_prepare(void* context, const luo_update* update) {
   self.preparing_ = true;
   self.simulated_ = update->kind == LUO_UPDATE_SIMULATED;
   if (update->kind == LUO_UPDATE_LUOD) return self.say_ready();  // nothing of ours changes hands
-  self.notify(Notice::Prepare);
+  self.notify(Notice::Prepare, {}, update->id);
 }
 
 void Custodian::Worker::on_resumed(void* context, std::uint64_t id, const char* why) {
   auto& self = *static_cast<Worker*>(context);
   if (id != self.update_) return;
-  self.preparing_ = self.quiesced_ = false;
+  self.preparing_ = false;
+  self.update_ = 0;
   self.notify(Notice::Resumed, why != nullptr ? why : "");
 }
 
@@ -290,14 +294,16 @@ void Custodian::Worker::on_handed_over(void* context, std::uint64_t /*id*/) {
 void Custodian::Worker::say_ready() {
   preparing_ = false;
   if (start_.luod == nullptr) return;
-  const int result = luo_update_ready(start_.luod, update_);
+  // An update that would close connections is no update that we agree to.
+  const int result = missing_ ? luo_update_refuse(start_.luod, update_, "luod could not keep some of the connections")
+                              : luo_update_ready(start_.luod, update_);
   if (!still_there(result, "answer that an update can go on") || result == 0) return;
   log(Level::Warning, "update {}: luod does not take our answer: {}", update_, luo_last_error());
 }
 
 // After a simulated kexec luod serves the next side and knows nobody of this one.
 bool Custodian::Worker::has_crossed() {
-  if (!quiesced_ || !simulated_) return false;
+  if (update_ == 0 || quiesced_for_ != update_ || !simulated_) return false;
   luo_connection* next_side = nullptr;
   const bool serves = luo_open(start_.where.empty() ? nullptr : start_.where.c_str(), &next_side) == 0;
   luo_close(next_side);
@@ -317,7 +323,7 @@ void Custodian::Worker::lost(std::string_view during) {
   start_.session_fd.close();
   for (auto& [token, file] : files_) file.preserved = false;
   missing_ = true;
-  preparing_ = quiesced_ = false;
+  preparing_ = false;
   retry_ = kFirstRetry;
   due_ = Clock::now() + retry_;
   notify(Notice::Disconnected, std::string{during});
@@ -359,6 +365,6 @@ void Custodian::preserve(FdRef file, std::uint64_t token) { worker_->enqueue({Wo
 void Custodian::give_up(Fd file, std::uint64_t token) {
   worker_->enqueue({Worker::Job::GiveUp, file.release(), token});
 }
-void Custodian::quiesced() { worker_->enqueue({Worker::Job::Quiesced, -1, 0}); }
+void Custodian::quiesced(std::uint64_t update) { worker_->enqueue({Worker::Job::Quiesced, -1, update}); }
 
 }  // namespace luo::cache

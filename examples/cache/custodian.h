@@ -36,6 +36,7 @@ struct Notice {
   };
   Kind kind;
   std::string text;
+  std::uint64_t update = 0;  ///< Prepare: which one
 };
 
 /// Functions are for the loop thread and return at once.
@@ -60,7 +61,8 @@ class Custodian {
   void preserve(FdRef file, std::uint64_t token);
   /// Closes `file`, and takes it out of the session first if it is in it.
   void give_up(Fd file, std::uint64_t token);
-  void quiesced();
+  /// For that update; what was said for one that is over counts for no other.
+  void quiesced(std::uint64_t update);
 
  private:
   class Worker;

@@ -22,6 +22,14 @@ Result<Listeners> listen_anew(const Options& options) {
   return listeners;
 }
 
+// What is listened on, which a successor's own options do not change.
+Result<> note_addresses(Facts& facts, const Listeners& listeners) {
+  facts.port = LUO_TRY(port_of(listeners.tcp));
+  facts.bind = address_of(listeners.tcp);
+  facts.unix_socket = listeners.unix_socket.valid() ? address_of(listeners.unix_socket) : std::string{};
+  return {};
+}
+
 struct CloseLuo {
   void operator()(luo_connection* luod) const noexcept { luo_close(luod); }
 };
@@ -104,7 +112,7 @@ Result<std::unique_ptr<Custodian>> start_custodian(const Options& options, Luod 
 Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, Luod luod, Fd session) {
   auto store = LUO_TRY(Store::create(options.maxmemory));
   Listeners listeners = LUO_TRY(listen_anew(options));
-  facts.port = LUO_TRY(port_of(listeners.tcp));
+  LUO_TRY(note_addresses(facts, listeners));
   const auto preserve = [&](FdRef file, std::uint64_t token) {
     return checked(luo_preserve_fd(luod.get(), session.raw(), file.raw, token), "preserve the cache's files");
   };
@@ -135,14 +143,17 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luo
   if (!listeners.unix_socket.valid() && !options.unix_socket.empty())
     listeners.unix_socket = LUO_TRY(listen_unix(options.unix_socket));
   if (listeners.unix_socket.valid()) unix_is.push_back({listeners.unix_socket.raw(), kUnixToken});
-  facts.port = LUO_TRY(port_of(listeners.tcp));
+  LUO_TRY(note_addresses(facts, listeners));
 
   Store& data = *store;
   auto server = LUO_TRY(Server::create(
       {.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
+  // An owner that died instead of stopping may have sent or received what its records do not tell: such
+  // connections are closed. The data is whole all the same, it changes by transactions.
+  const bool stopped = data.counters().quiesced_ns != 0;
   std::vector<ConnectionRecord*> orphans;
   for (ConnectionRecord* record = data.first_connection(); record != nullptr; record = data.next_connection(*record)) {
-    Fd socket = incoming.take(record->token);
+    Fd socket = stopped ? incoming.take(record->token) : Fd{};
     if (!socket.valid()) {
       orphans.push_back(record);
       continue;
@@ -151,16 +162,20 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luo
     LUO_TRY(server->adopt(std::move(socket), *record));
   }
   const std::size_t carried = kept.size();
-  LUO_TRY(checked(luo_session_renew(luod.get(), incoming.session().raw()), "take the session over"));
+  // All that can fail comes before the point of no return.
+  luo_connection* const connection = luod.get();
+  const int session = incoming.session().raw();
+  auto started = LUO_TRY(start_custodian(options, std::move(luod), incoming.take_session(), std::move(kept)));
+  Custodian& custodian = *started;
+  LUO_TRY(server->keep_with(std::move(started)));
+  LUO_TRY(checked(luo_session_renew(connection, session), "take the session over"));
 
   ++data.counters().generation;
   for (ConnectionRecord* record : orphans) data.remove_connection(*record);
   if (!orphans.empty()) log(Level::Notice, "{} connections did not come across", orphans.size());
-  auto custodian = LUO_TRY(start_custodian(options, std::move(luod), incoming.take_session(), std::move(kept)));
-  for (const KeptFile& file : fresh) custodian->preserve(FdRef::borrow(file.fd), file.token);
+  for (const KeptFile& file : fresh) custodian.preserve(FdRef::borrow(file.fd), file.token);
   for (auto& [token, file] : incoming.files())
-    if (file.valid()) custodian->give_up(std::move(file), token);
-  LUO_TRY(server->keep_with(std::move(custodian)));
+    if (file.valid()) custodian.give_up(std::move(file), token);
   log(Level::Notice, "took over session '{}': {} keys, {} files", options.session, data.table().size(), carried);
   return server;
 }
@@ -169,7 +184,7 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luo
 
 Result<std::unique_ptr<Server>> start_alone(const Options& options, Facts facts) {
   Listeners listeners = LUO_TRY(listen_anew(options));
-  facts.port = LUO_TRY(port_of(listeners.tcp));
+  LUO_TRY(note_addresses(facts, listeners));
   return Server::create({.store = LUO_TRY(Store::create(options.maxmemory)),
                          .listeners = std::move(listeners),
                          .facts = std::move(facts)});

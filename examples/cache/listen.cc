@@ -71,4 +71,17 @@ Result<std::uint16_t> port_of(FdRef listener) {
   return fail(EINVAL, "fd {} is not a TCP socket", listener.raw);
 }
 
+std::string address_of(FdRef listener) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  char text[INET6_ADDRSTRLEN] = {};
+  if (::getsockname(listener.raw, reinterpret_cast<sockaddr*>(&address), &size) != 0) return {};
+  if (address.ss_family == AF_INET)
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(address).sin_addr, text, sizeof text);
+  if (address.ss_family == AF_INET6)
+    ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6&>(address).sin6_addr, text, sizeof text);
+  if (address.ss_family == AF_UNIX) return reinterpret_cast<const sockaddr_un&>(address).sun_path;
+  return text;
+}
+
 }  // namespace luo::cache

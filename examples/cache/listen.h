@@ -14,5 +14,7 @@ Result<Fd> listen_tcp(const std::string& address, std::uint16_t port);
 Result<Fd> listen_unix(const std::string& path);
 /// The port of a TCP listener.
 Result<std::uint16_t> port_of(FdRef listener);
+/// Its address, or the path of a Unix one; empty if it has none.
+std::string address_of(FdRef listener);
 
 }  // namespace luo::cache

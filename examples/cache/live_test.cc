@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <thread>
@@ -189,6 +190,7 @@ TEST_F(LiveCache, SurvivesASimulatedKexec) {
   EXPECT_EQ(RespClient::unix_socket(unix_path_).command({"GET", "key"}), "$5\r\nvalue\r\n");
   EXPECT_EQ(client.info("generation"), "1");
   EXPECT_EQ(next.terminate(), 0);
+  EXPECT_NE(::access(unix_path_.c_str(), F_OK), 0) << "it takes away the socket that it took over";
   port_ = 0;
 }
 

@@ -27,11 +27,11 @@ void block_signals() noexcept {
   ::pthread_sigmask(SIG_BLOCK, &stop, nullptr);
 }
 
-void say_ready(const Options& options, int port) {
-  log(Level::Notice, "ready: serving {}:{}{}{}", options.bind, port, options.unix_socket.empty() ? "" : " and ",
-      options.unix_socket);
+void say_ready(const Options& options, const Facts& facts) {
+  log(Level::Notice, "ready: serving {}:{}{}{}", facts.bind, facts.port, facts.unix_socket.empty() ? "" : " and ",
+      facts.unix_socket);
   if (options.ready_fd < 0) return;
-  const std::string line = fmt::format("{}\n", port);
+  const std::string line = fmt::format("{}\n", facts.port);
   if (::write(options.ready_fd, line.data(), line.size()) < 0)
     log(Level::Warning, "--ready-fd {}: {}", options.ready_fd, errno_text(errno));
   ::close(options.ready_fd);
@@ -40,8 +40,6 @@ void say_ready(const Options& options, int port) {
 Result<std::unique_ptr<Server>> start(const Options& options) {
   Facts facts;
   facts.version = LUO_CACHE_VERSION;
-  facts.bind = options.bind;
-  facts.unix_socket = options.unix_socket;
   facts.maxmemory = options.maxmemory;
   if (options.use_luod) facts.session = options.session;
   return options.use_luod ? start_with_luod(options, facts) : start_alone(options, facts);
@@ -63,10 +61,11 @@ int main(int argc, char** argv) {
     log(Level::Error, "{}", server.error());
     return 1;
   }
-  cache::say_ready(options, (*server)->port());
+  const cache::Facts& facts = (*server)->facts();
+  cache::say_ready(options, facts);
   const auto ending = (*server)->run();
   if (!ending) log(Level::Error, "{}", ending.error());
-  if (ending && *ending == cache::Server::Ending::Stopped && !options.unix_socket.empty()) ::unlink(options.unix_socket.c_str());
+  if (ending && *ending == cache::Server::Ending::Stopped && !facts.unix_socket.empty()) ::unlink(facts.unix_socket.c_str());
   // Nothing is torn down: the custodian may be waiting for luod, and the end of the process closes all
   // there is to close.
   ::_exit(ending ? 0 : 1);

@@ -20,7 +20,8 @@ Examples:
   redis-cli -p 6390 set greeting hello      talk to it with any Redis client
   luoctl update service cache -- luo-cache --maxmemory 1gb
                                             replace it under load: the new process takes over the keys
-                                            and the connections, no client notices
+                                            and the connections, no client notices. It goes on listening
+                                            where the old one did; other options are its own
   luo-cache --no-luo --port 0               alone, on a free port (printed), as a plain cache
   luo-cache --luod /tmp/luod.sock --session cache2 --port 6391
                                             a second one, kept by a luod of your own

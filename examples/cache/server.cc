@@ -237,7 +237,7 @@ void Server::on_tick() {
 void Server::on_notices() {
   for (const Notice& notice : custodian_->take_notices()) {
     switch (notice.kind) {
-      case Notice::Prepare: quiesce(); break;
+      case Notice::Prepare: quiesce(notice.update); break;
       case Notice::Resumed:
         log(Level::Notice, "update called off: {}; serving on", notice.text);
         resume();
@@ -254,12 +254,12 @@ void Server::on_notices() {
 
 // Every request that was executed is in the arena with its answer, and so is what has been received of
 // the next ones: there is nothing to finish, only to stop.
-void Server::quiesce() {
+void Server::quiesce(std::uint64_t update) {
   if (!quiesced_) {
     quiesced_ = true;
     store_->counters().quiesced_ns = monotonic_ns();
   }
-  custodian_->quiesced();
+  custodian_->quiesced(update);
 }
 
 void Server::resume() {

@@ -32,7 +32,7 @@ class Server {
   Result<> keep_with(std::unique_ptr<Custodian> custodian);
 
   enum class Ending { Stopped, HandedOver };
-  int port() const noexcept { return facts_.port; }
+  const Facts& facts() const noexcept { return facts_; }
   /// Serves until SIGTERM or SIGINT (blocked by the caller, all threads), or until a successor serves.
   Result<Ending> run();
 
@@ -47,7 +47,7 @@ class Server {
   void drop(Connection& connection);
   void on_tick();
   void on_notices();
-  void quiesce();
+  void quiesce(std::uint64_t update);
   void resume();
   void work_on_all();
   Result<> wait_quiesced();
