@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
+#include <semaphore>
+#include <system_error>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -47,10 +49,11 @@ class Custodian::Worker {
     std::uint64_t token;  ///< Quiesced: the update
   };
 
-  explicit Worker(Start start) : start_{std::move(start)} {
-    for (const KeptFile& file : start_.kept) files_[file.token] = {file.fd, true};
-  }
-  Result<> begin();
+  Worker(std::string where, std::string session) : where_{std::move(where)}, name_{std::move(session)} {}
+  Result<> connect();
+  Result<> start(Fd session, const std::vector<KeptFile>& kept);
+  void begin() noexcept { may_begin_.release(); }
+  luo_connection* luod() const noexcept { return luod_; }
   void end();
 
   // Either thread.
@@ -70,7 +73,7 @@ class Custodian::Worker {
   void carry_out();
   void preserve_missing();
   void unpreserve(std::uint64_t token);
-  void subscribe();
+  int open_and_subscribe();
   void dispatch();
   void say_ready();
   bool has_crossed();
@@ -94,9 +97,13 @@ class Custodian::Worker {
   Fd to_worker_;
   Fd to_loop_;
   std::thread thread_;
+  std::counting_semaphore<2> may_begin_{0};
 
-  // The thread's own.
-  Start start_;
+  // The thread's own, from begin() on.
+  std::string where_;
+  std::string name_;
+  luo_connection* luod_ = nullptr;
+  Fd session_;
   std::unordered_map<std::uint64_t, File> files_;
   std::vector<Job> jobs_;
   Clock::time_point due_ = Clock::time_point::max();  // when jobs_ are carried out, or luod is tried again
@@ -110,24 +117,55 @@ class Custodian::Worker {
   bool stop_ = false;
 };
 
-Result<> Custodian::Worker::begin() {
+// As luo_open(). Subscribed before anything else: a session that is not announced an update could change
+// hands while we still write.
+int Custodian::Worker::open_and_subscribe() {
+  if (const int result = luo_open(where_.empty() ? nullptr : where_.c_str(), &luod_); result < 0) return result;
+  const luo_update_callbacks callbacks{.prepare = on_prepare, .resumed = on_resumed, .handed_over = on_handed_over};
+  const int result = luo_on_update(luod_, &callbacks, this);
+  if (result < 0) luo_close(std::exchange(luod_, nullptr));
+  return result;
+}
+
+Result<> Custodian::Worker::connect() {
   to_worker_ = Fd::adopt(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   to_loop_ = Fd::adopt(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!to_worker_.valid() || !to_loop_.valid()) return sys_fail("eventfd");
+  if (const int result = open_and_subscribe(); result < 0)
+    return fail(-result, "connect to luod ({}). Start luod first, name its socket with --luod, or run with --no-luo",
+                luo_last_error());
+  return {};
+}
+
+Result<> Custodian::Worker::start(Fd session, const std::vector<KeptFile>& kept) {
+  session_ = std::move(session);
+  for (const KeptFile& file : kept) files_[file.token] = {file.fd, true};
   sigset_t all, before;
   sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread{[this] { run(); }};
+  int refused = 0;
+  try {
+    thread_ = std::thread{[this] {
+      may_begin_.acquire();
+      run();
+    }};
+  } catch (const std::system_error& error) {
+    refused = error.code().value();
+  }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (refused != 0) return fail(refused, "start the custodian's thread");
   return {};
 }
 
 void Custodian::Worker::end() {
-  enqueue({Job::Stop, -1, 0});
-  thread_.join();
+  if (thread_.joinable()) {
+    enqueue({Job::Stop, -1, 0});
+    may_begin_.release();  // if it has begun, nobody waits for this
+    thread_.join();
+  }
   for (const Job& job : queue_)
     if (job.kind == Job::GiveUp) close_number(job.fd);
-  luo_close(start_.luod);
+  luo_close(luod_);
 }
 
 void Custodian::Worker::enqueue(Job job) {
@@ -155,14 +193,11 @@ void Custodian::Worker::notify(Notice::Kind kind, std::string text, std::uint64_
 }
 
 void Custodian::Worker::run() {
-  subscribe();
-  missing_ = std::ranges::any_of(files_, [](const auto& file) { return !file.second.preserved; });
-  if (missing_) due_ = Clock::now();
   while (!stop_) {
     wait();
     if (take_jobs() || Clock::now() >= due_) {
       due_ = Clock::time_point::max();
-      if (start_.luod == nullptr && !crossed_) connect_again();
+      if (luod_ == nullptr && !crossed_) connect_again();
       carry_out();
     }
     dispatch();
@@ -170,7 +205,7 @@ void Custodian::Worker::run() {
 }
 
 void Custodian::Worker::wait() {
-  pollfd files[2] = {{to_worker_.raw(), POLLIN, 0}, {start_.luod != nullptr ? luo_fd(start_.luod) : -1, POLLIN, 0}};
+  pollfd files[2] = {{to_worker_.raw(), POLLIN, 0}, {luod_ != nullptr ? luo_fd(luod_) : -1, POLLIN, 0}};
   timespec timeout{};
   const timespec* until = nullptr;
   if (due_ != Clock::time_point::max()) {
@@ -227,7 +262,7 @@ void Custodian::Worker::carry_out() {
 }
 
 void Custodian::Worker::preserve_missing() {
-  if (start_.luod == nullptr) return;
+  if (luod_ == nullptr) return;
   missing_ = false;
   std::vector<int> fds;
   std::vector<std::uint64_t> tokens;
@@ -238,7 +273,7 @@ void Custodian::Worker::preserve_missing() {
   }
   if (fds.empty()) return;
   std::vector<int> errors(fds.size(), 0);
-  const int kept = luo_preserve_many(start_.luod, start_.session_fd.raw(), fds.data(), tokens.data(), errors.data(),
+  const int kept = luo_preserve_many(luod_, session_.raw(), fds.data(), tokens.data(), errors.data(),
                                      fds.size());
   const std::string why = luo_last_error();
   if (!still_there(kept, "preserve connections")) return;
@@ -253,21 +288,14 @@ void Custodian::Worker::preserve_missing() {
 }
 
 void Custodian::Worker::unpreserve(std::uint64_t token) {
-  if (start_.luod == nullptr) return;
-  const int result = luo_unpreserve_fd(start_.luod, start_.session_fd.raw(), token);
+  if (luod_ == nullptr) return;
+  const int result = luo_unpreserve_fd(luod_, session_.raw(), token);
   if (!still_there(result, "unpreserve a connection") || result == 0 || result == -ENOENT) return;
   log(Level::Warning, "unpreserve token {}: {}", token, luo_last_error());
 }
 
-void Custodian::Worker::subscribe() {
-  const luo_update_callbacks callbacks{.prepare = on_prepare, .resumed = on_resumed, .handed_over = on_handed_over};
-  const int result = luo_on_update(start_.luod, &callbacks, this);
-  if (!still_there(result, "subscribe to updates") || result == 0) return;
-  log(Level::Error, "luod will not announce updates: {}", luo_last_error());
-}
-
 void Custodian::Worker::dispatch() {
-  if (start_.luod != nullptr) still_there(luo_dispatch(start_.luod), "listen to luod");
+  if (luod_ != nullptr) still_there(luo_dispatch(luod_), "listen to luod");
 }
 
 void Custodian::Worker::on_prepare(void* context, const luo_update* update) {
@@ -293,10 +321,10 @@ void Custodian::Worker::on_handed_over(void* context, std::uint64_t /*id*/) {
 
 void Custodian::Worker::say_ready() {
   preparing_ = false;
-  if (start_.luod == nullptr) return;
+  if (luod_ == nullptr) return;
   // An update that would close connections is no update that we agree to.
-  const int result = missing_ ? luo_update_refuse(start_.luod, update_, "luod could not keep some of the connections")
-                              : luo_update_ready(start_.luod, update_);
+  const int result = missing_ ? luo_update_refuse(luod_, update_, "luod could not keep some of the connections")
+                              : luo_update_ready(luod_, update_);
   if (!still_there(result, "answer that an update can go on") || result == 0) return;
   log(Level::Warning, "update {}: luod does not take our answer: {}", update_, luo_last_error());
 }
@@ -305,7 +333,7 @@ void Custodian::Worker::say_ready() {
 bool Custodian::Worker::has_crossed() {
   if (update_ == 0 || quiesced_for_ != update_ || !simulated_) return false;
   luo_connection* next_side = nullptr;
-  const bool serves = luo_open(start_.where.empty() ? nullptr : start_.where.c_str(), &next_side) == 0;
+  const bool serves = luo_open(where_.empty() ? nullptr : where_.c_str(), &next_side) == 0;
   luo_close(next_side);
   return serves;
 }
@@ -313,14 +341,14 @@ bool Custodian::Worker::has_crossed() {
 void Custodian::Worker::lost(std::string_view during) {
   if (has_crossed()) {
     log(Level::Notice, "the session has crossed; a luo-cache that is started now takes it");
-    luo_close(std::exchange(start_.luod, nullptr));
+    luo_close(std::exchange(luod_, nullptr));
     crossed_ = true;
     return notify(Notice::HandedOver);
   }
   log(Level::Error, "luod is gone ({}); serving on, but what is cached now survives neither an update nor a crash",
       during);
-  luo_close(std::exchange(start_.luod, nullptr));
-  start_.session_fd.close();
+  luo_close(std::exchange(luod_, nullptr));
+  session_.close();
   for (auto& [token, file] : files_) file.preserved = false;
   missing_ = true;
   preparing_ = false;
@@ -330,20 +358,15 @@ void Custodian::Worker::lost(std::string_view during) {
 }
 
 void Custodian::Worker::connect_again() {
-  const char* where = start_.where.empty() ? nullptr : start_.where.c_str();
-  luo_connection* luod = nullptr;
-  if (luo_open(where, &luod) == 0) {
-    const int session = luo_session_create(luod, start_.session.c_str());
+  if (open_and_subscribe() == 0) {
+    const int session = luo_session_create(luod_, name_.c_str());
     if (session >= 0) {
-      start_.luod = luod;
-      start_.session_fd = Fd::adopt(session);
-      log(Level::Notice, "luod is back: keeping {} files in a new session '{}'", files_.size(), start_.session);
-      subscribe();
-      if (start_.luod != nullptr) notify(Notice::Connected);
-      return;
+      session_ = Fd::adopt(session);
+      log(Level::Notice, "luod is back: keeping {} files in a new session '{}'", files_.size(), name_);
+      return notify(Notice::Connected);
     }
-    log(Level::Warning, "luod is back, but not session '{}': {}", start_.session, luo_last_error());
-    luo_close(luod);
+    log(Level::Warning, "luod is back, but not session '{}': {}", name_, luo_last_error());
+    luo_close(std::exchange(luod_, nullptr));
   }
   retry_ = std::min(2 * retry_, kLastRetry);
   due_ = Clock::now() + retry_;
@@ -353,15 +376,24 @@ Custodian::Custodian(std::unique_ptr<Worker> worker) : worker_{std::move(worker)
 
 Custodian::~Custodian() { worker_->end(); }
 
-Result<std::unique_ptr<Custodian>> Custodian::start(Start start) {
-  auto worker = std::make_unique<Worker>(std::move(start));
-  LUO_TRY_DURING("start the custodian", worker->begin());
+Result<std::unique_ptr<Custodian>> Custodian::connect(std::string where, std::string session) {
+  auto worker = std::make_unique<Worker>(std::move(where), std::move(session));
+  LUO_TRY(worker->connect());
   return std::unique_ptr<Custodian>{new Custodian{std::move(worker)}};
 }
 
+luo_connection* Custodian::luod() const noexcept { return worker_->luod(); }
+Result<> Custodian::start(Fd session, const std::vector<KeptFile>& kept) {
+  return worker_->start(std::move(session), kept);
+}
+
+void Custodian::begin() { worker_->begin(); }
+
 FdRef Custodian::wakeup() const noexcept { return worker_->to_loop(); }
 std::vector<Notice> Custodian::take_notices() { return worker_->take_notices(); }
-void Custodian::preserve(FdRef file, std::uint64_t token) { worker_->enqueue({Worker::Job::Preserve, file.raw, token}); }
+void Custodian::preserve(FdRef file, std::uint64_t token) {
+  worker_->enqueue({Worker::Job::Preserve, file.raw, token});
+}
 void Custodian::give_up(Fd file, std::uint64_t token) {
   worker_->enqueue({Worker::Job::GiveUp, file.release(), token});
 }

@@ -39,20 +39,22 @@ struct Notice {
   std::uint64_t update = 0;  ///< Prepare: which one
 };
 
-/// Functions are for the loop thread and return at once.
+/// Functions are for the loop thread and return at once, but for connect().
 class Custodian {
  public:
-  struct Start {
-    std::string where;    ///< luod's socket; empty: libluo's default
-    std::string session;  ///< its name
-    luo_connection* luod; ///< owned from here on
-    Fd session_fd;
-    std::vector<KeptFile> kept;  ///< already in the session
-  };
-  /// Starts the thread, which blocks all signals.
-  static Result<std::unique_ptr<Custodian>> start(Start start);
-  /// Ends the thread. The session is given up with it, unless it was handed over.
+  /// Connects to luod (`where` empty: libluo's default) and asks for its announcements. That comes before
+  /// the session of that name is ours: an update may be announced from then on. Errors as luo_open().
+  static Result<std::unique_ptr<Custodian>> connect(std::string where, std::string session);
+  /// Ends the thread, if it runs. The session is given up with it, unless it was handed over.
   ~Custodian();
+
+  /// For the caller's own calls, until begin().
+  luo_connection* luod() const noexcept;
+  /// Starts the thread, which blocks all signals and waits for begin(). `kept` is what is in the session
+  /// already. EAGAIN.
+  Result<> start(Fd session, const std::vector<KeptFile>& kept);
+  /// From here on the connection to luod is the thread's.
+  void begin();
 
   /// Polls readable when take_notices() has something.
   FdRef wakeup() const noexcept;

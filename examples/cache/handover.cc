@@ -30,11 +30,6 @@ Result<> note_addresses(Facts& facts, const Listeners& listeners) {
   return {};
 }
 
-struct CloseLuo {
-  void operator()(luo_connection* luod) const noexcept { luo_close(luod); }
-};
-using Luod = std::unique_ptr<luo_connection, CloseLuo>;
-
 // A libluo call that returns a descriptor or 0.
 Result<int> checked(int result, std::string_view what) {
   if (result >= 0) return result;
@@ -100,36 +95,28 @@ Fd Incoming::take(std::uint64_t token) {
   return found == files_.end() ? Fd{} : std::move(found->second);
 }
 
-Result<std::unique_ptr<Custodian>> start_custodian(const Options& options, Luod luod, Fd session,
-                                                   std::vector<KeptFile> kept) {
-  return Custodian::start({.where = options.luod,
-                           .session = options.session,
-                           .luod = luod.release(),
-                           .session_fd = std::move(session),
-                           .kept = std::move(kept)});
-}
-
-Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, Luod luod, Fd session) {
+Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, std::unique_ptr<Custodian> custodian,
+                                       Fd session) {
   auto store = LUO_TRY(Store::create(options.maxmemory));
   Listeners listeners = LUO_TRY(listen_anew(options));
   LUO_TRY(note_addresses(facts, listeners));
-  const auto preserve = [&](FdRef file, std::uint64_t token) {
-    return checked(luo_preserve_fd(luod.get(), session.raw(), file.raw, token), "preserve the cache's files");
-  };
   std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}, {listeners.tcp.raw(), kTcpToken}};
   if (listeners.unix_socket.valid()) kept.push_back({listeners.unix_socket.raw(), kUnixToken});
-  for (const KeptFile& file : kept) LUO_TRY(preserve(FdRef::borrow(file.fd), file.token));
+  for (const KeptFile& file : kept)
+    LUO_TRY(checked(luo_preserve_fd(custodian->luod(), session.raw(), file.fd, file.token), "preserve the cache's files"));
   auto server = LUO_TRY(Server::create(
       {.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
-  auto custodian = LUO_TRY(start_custodian(options, std::move(luod), std::move(session), std::move(kept)));
+  Custodian& keeper = *custodian;
+  LUO_TRY(keeper.start(std::move(session), kept));
   LUO_TRY(server->keep_with(std::move(custodian)));
+  keeper.begin();
   return server;
 }
 
 // The retrieved files become a server. Until luo_session_renew() has returned, nothing of it is written
 // to: if we fail before, the one that served before us goes on.
-Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luod luod, Incoming incoming,
-                                        std::optional<kho::WarmArena> warm) {
+Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std::unique_ptr<Custodian> custodian,
+                                        Incoming incoming, std::optional<kho::WarmArena> warm) {
   Fd memfd = incoming.take(kArenaToken);
   if (!memfd.valid()) return fail(ENOENT, "session '{}' holds no arena of a luo-cache (token 1)", options.session);
   auto store = LUO_TRY(Store::open(std::move(memfd), std::move(warm)));
@@ -163,19 +150,19 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, Luo
   }
   const std::size_t carried = kept.size();
   // All that can fail comes before the point of no return.
-  luo_connection* const connection = luod.get();
+  Custodian& keeper = *custodian;
   const int session = incoming.session().raw();
-  auto started = LUO_TRY(start_custodian(options, std::move(luod), incoming.take_session(), std::move(kept)));
-  Custodian& custodian = *started;
-  LUO_TRY(server->keep_with(std::move(started)));
-  LUO_TRY(checked(luo_session_renew(connection, session), "take the session over"));
+  LUO_TRY(keeper.start(incoming.take_session(), kept));
+  LUO_TRY(server->keep_with(std::move(custodian)));
+  LUO_TRY(checked(luo_session_renew(keeper.luod(), session), "take the session over"));
+  keeper.begin();
 
   ++data.counters().generation;
   for (ConnectionRecord* record : orphans) data.remove_connection(*record);
   if (!orphans.empty()) log(Level::Notice, "{} connections did not come across", orphans.size());
-  for (const KeptFile& file : fresh) custodian.preserve(FdRef::borrow(file.fd), file.token);
+  for (const KeptFile& file : fresh) keeper.preserve(FdRef::borrow(file.fd), file.token);
   for (auto& [token, file] : incoming.files())
-    if (file.valid()) custodian.give_up(std::move(file), token);
+    if (file.valid()) keeper.give_up(std::move(file), token);
   log(Level::Notice, "took over session '{}': {} keys, {} files", options.session, data.table().size(), carried);
   return server;
 }
@@ -191,35 +178,31 @@ Result<std::unique_ptr<Server>> start_alone(const Options& options, Facts facts)
 }
 
 Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts facts) {
-  luo_connection* opened = nullptr;
-  const char* where = options.luod.empty() ? nullptr : options.luod.c_str();
-  if (const int result = luo_open(where, &opened); result < 0)
-    return fail(-result, "connect to luod ({}). Start luod first, name its socket with --luod, or run with --no-luo",
-                luo_last_error());
-  Luod luod{opened};
-  const int retrieved = luo_session_retrieve(luod.get(), options.session.c_str());
+  auto custodian = LUO_TRY(Custodian::connect(options.luod, options.session));
+  luo_connection* luod = custodian->luod();
+  const int retrieved = luo_session_retrieve(luod, options.session.c_str());
   if (retrieved >= 0) {
-    Incoming incoming{luod.get(), Fd::adopt(retrieved)};
+    Incoming incoming{luod, Fd::adopt(retrieved)};
     LUO_TRY(incoming.refresh());
     std::optional<kho::WarmArena> warm;
-    if (luo_is_successor(luod.get()) != 0) {
+    if (luo_is_successor(luod) != 0) {
       // The running one serves while our mapping of its memory fills; only then it is asked to stop.
       if (const FdRef memfd = incoming.peek(kArenaToken); memfd.raw >= 0) warm = LUO_TRY(kho::Arena::warm(memfd, kLayout));
-      LUO_TRY(checked(luo_session_take_over(luod.get(), retrieved, kTakeOverMs), "wait for the running luo-cache"));
+      LUO_TRY(checked(luo_session_take_over(luod, retrieved, kTakeOverMs), "wait for the running luo-cache"));
       LUO_TRY(incoming.refresh());  // what has come and gone since
     }
-    return restore(options, std::move(facts), std::move(luod), std::move(incoming), std::move(warm));
+    return restore(options, std::move(facts), std::move(custodian), std::move(incoming), std::move(warm));
   }
-  if (retrieved != -ENOENT || luo_is_successor(luod.get()) != 0)
+  if (retrieved != -ENOENT || luo_is_successor(luod) != 0)
     return fail(-retrieved, "retrieve session '{}' ({})", options.session, luo_last_error());
-  const int created = luo_session_create(luod.get(), options.session.c_str());
+  const int created = luo_session_create(luod, options.session.c_str());
   if (created == -EEXIST)
     return fail(EEXIST,
                 "session '{0}' is another process's. To replace that one: luoctl update service {0} -- luo-cache …; "
                 "to run beside it: --session NAME --port PORT",
                 options.session);
   LUO_TRY(checked(created, fmt::format("create session '{}'", options.session)));
-  return create(options, std::move(facts), std::move(luod), Fd::adopt(created));
+  return create(options, std::move(facts), std::move(custodian), Fd::adopt(created));
 }
 
 }  // namespace luo::cache
