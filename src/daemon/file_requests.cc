@@ -43,9 +43,11 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
   if (request.fds.size() != expected)
     return fail(EBADMSG, "PRESERVE_MANY with {} descriptors, {} announced", request.fds.size(), expected);
 
+  reply.body.reserve(sizeof(wire::ManyArg) + many.elements.size() * sizeof(wire::ManyResult));
   reply.put(wire::ManyArg{sizeof(wire::ManyArg), many.arg.count});
   std::size_t next_fd = 0;
   std::vector<Fd*> kept;
+  kept.reserve(expected);
   for (const auto& entry : many.elements) {
     Fd* fd = entry.error == 0 ? &request.fds[next_fd++] : nullptr;
     if (entry.error != 0 && entry.error != EBADF && entry.error != ENOENT)
@@ -98,6 +100,8 @@ Result<Next> Server::retrieve_many(Request& request, Reply& reply, Change& chang
     return fail(EINVAL, "retrieve files of session '{}': it is {}, not retrieved", handle.session.name,
                 to_string(handle.session.state));
   const auto many = LUO_TRY((wire::parse_array<wire::ManyEntry>(request.payload)));
+  reply.body.reserve(sizeof(wire::ManyArg) + many.elements.size() * sizeof(wire::ManyResult));
+  reply.fds.reserve(many.elements.size());
   reply.put(wire::ManyArg{sizeof(wire::ManyArg), many.arg.count});
   for (const auto& entry : many.elements) {
     const auto fd = engine_->retrieve(change, handle.id, handle.role, Token{entry.token});

@@ -43,6 +43,9 @@ Result<HandlerData> MemfdHandler::preserve(const FileInfo& file, SessionId, Toke
   const auto size = static_cast<std::uint64_t>(file.st.st_size);
   if (size / page + (size % page != 0 ? 1 : 0) > kMaxPages)
     return fail(EFBIG, "the memfd has {} bytes, more than {} pages", size, kMaxPages);
+  const auto number = static_cast<std::size_t>(file.fd);
+  if (seen_.size() <= number) seen_.resize(number + 1);
+  seen_[number] = {file.st.st_ino, file.st.st_dev};
   return HandlerData{file.st.st_ino, file.st.st_dev, seals, 0};
 }
 
@@ -53,6 +56,12 @@ Result<HandlerData> MemfdHandler::freeze(const KeptFile& file) {
 }
 
 Result<> MemfdHandler::retrieve(const KeptFile& file) {
+  // A number that this process has taken in itself is still what it was then; one that came from the process
+  // before is looked at.
+  const auto number = static_cast<std::size_t>(file.fd);
+  if (number < seen_.size() && seen_[number].inode == file.data[0] && seen_[number].device == file.data[1] &&
+      file.data[0] != 0)
+    return {};
   struct stat st {};
   if (fstat(file.fd, &st) != 0) return sys_fail("fstat(fd {})", file.fd);
   if (st.st_ino != file.data[0] || st.st_dev != file.data[1])

@@ -22,6 +22,10 @@ class MemfdHandler final : public Handler {
   void finish(const KeptFile&, bool) noexcept override {}
 
  private:
+  struct Seen {
+    std::uint64_t inode, device;
+  };
+  std::vector<Seen> seen_;  ///< by descriptor number: the file that preserve() saw there last
   dev_t memfd_device_ = 0;  ///< of all shmem memfds: spares them an fstatfs
 };
 

@@ -1,5 +1,7 @@
 // Files: into a session, out of it, and back to their owners.
 #include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "luo/engine_impl.h"
 
@@ -14,7 +16,12 @@ constexpr std::size_t kRoomForFiles = std::size_t{2} << 20;
 Result<FileInfo> look_at(int fd) {
   if (fd < 0) return fail(EBADF, "fd {} is none", fd);
   FileInfo info{fd, {}};
+#ifdef __x86_64__
+  // glibc's fstat is an fstatat with an empty path; this is the hot path of a batch. The structs are the same.
+  if (syscall(SYS_fstat, fd, &info.st) != 0) return sys_fail("fstat(fd {})", fd);
+#else
   if (fstat(fd, &info.st) != 0) return sys_fail("fstat(fd {})", fd);
+#endif
   return info;
 }
 
