@@ -41,7 +41,7 @@ struct KeptFile {
 };
 
 /// Called on the loop thread, one call at a time; outlives the engine. Which callbacks run in which order:
-/// docs/architecture.md, Lifecycle (Linux 7.3: reference §3.3). unpreserve, unfreeze and finish are called
+/// docs/architecture.md, Lifecycle (as in Linux 7.3). unpreserve, unfreeze and finish are called
 /// before the step that they belong to is committed: after a crash in between, or if the step is abandoned,
 /// they are called again for the same file.
 class Handler {
