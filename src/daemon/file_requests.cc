@@ -7,7 +7,7 @@ namespace {
 
 bool is_outgoing(SessionState state) { return state < SessionState::Incoming; }
 
-/// Direction comes before size and arguments, as in Linux 7.3 (luo_session_ioctl).
+/// Direction comes before size and arguments, as in Linux 7.3.
 Result<> must_be_outgoing(const SessionView& session, std::string_view goal) {
   if (is_outgoing(session.state)) return {};
   return fail(EINVAL, "{} in session '{}': it is {}, not outgoing", goal, session.name, to_string(session.state));

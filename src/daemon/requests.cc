@@ -284,7 +284,7 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
     case Command::UpdateSimulated: return update_simulated(request, reply, change);
     case Command::Stop: return stop(request, reply, change);
   }
-  // Linux answers EINVAL for a number it does not know (7.3, luo_ioctl, before it looks at the argument).
+  // Linux answers EINVAL for a number it does not know (7.3, before it looks at the argument).
   return fail(EINVAL, "command {:#x} is not known", request.header.command);
 }
 

@@ -160,7 +160,7 @@ Result<Next> Server::get_name(Request& request, Reply& reply, Change&) {
 
 Result<Next> Server::finish(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
-  // Direction before size, as the kernel, as in Linux 7.3 (luo_session_ioctl).
+  // Direction before size, as in Linux 7.3.
   if (handle.session.state < SessionState::Incoming)
     return fail(EINVAL, "finish session '{}': it is {}, not retrieved", handle.session.name,
                 to_string(handle.session.state));
