@@ -45,10 +45,16 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
 
   reply.body.reserve(sizeof(wire::ManyArg) + many.elements.size() * sizeof(wire::ManyResult));
   reply.put(wire::ManyArg{sizeof(wire::ManyArg), many.arg.count});
+  std::vector<int> numbers;
+  numbers.reserve(expected);
+  for (const Fd& fd : request.fds) numbers.push_back(fd.raw());
+  std::vector<Engine::Look> looks;
+  engine_->look_at(numbers, looks);
   std::size_t next_fd = 0;
   std::vector<Fd*> kept;
   kept.reserve(expected);
   for (const auto& entry : many.elements) {
+    const Engine::Look* look = entry.error == 0 ? &looks[next_fd] : nullptr;
     Fd* fd = entry.error == 0 ? &request.fds[next_fd++] : nullptr;
     if (entry.error != 0 && entry.error != EBADF && entry.error != ENOENT)
       return fail(EBADMSG, "PRESERVE_MANY with error {}", entry.error);
@@ -57,7 +63,7 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
             ? Result<>{fail(EINVAL, "reserved is {}, not 0", entry.reserved)}
             : engine_->preserve(
                   change, handle.id,
-                  {.token = Token{entry.token}, .fd = fd != nullptr ? fd->raw() : -1, .client_errno = entry.error});
+                  {.token = Token{entry.token}, .fd = fd != nullptr ? fd->raw() : -1, .client_errno = entry.error, .look = look});
     // A handler that needs time: the whole batch is tried again when it has had it.
     if (!done && done.error().code == EINPROGRESS) return std::unexpected(done.error());
     if (done && fd != nullptr) kept.push_back(fd);

@@ -31,6 +31,7 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   const auto arg = LUO_TRY(wire::parse_arg<wire::UpdateArg>(request.payload));
   if (request.fds.size() != 1) return fail(EBADMSG, "UPDATE_LUOD with {} descriptors", request.fds.size());
   LUO_TRY(check_image(request.fds[0], FdRef::borrow(request.peer.fd)));
+  const std::uint32_t timeout_ms = arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs;
   const auto refuse = [&](const Error& error, std::string_view words) -> Result<Next> {
     LUO_TRY(attach_text(reply, report_text(&error, "?", 0, words)));
     reply.error = error;
@@ -41,7 +42,7 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   if (probe_ && !mine && state_->find_peer(probe_peer_) != nullptr)
     return fail(EBUSY, "another update of luod is under way");
   if (!mine) {
-    if (auto started = start_probe(request); !started)
+    if (auto started = start_probe(request, timeout_ms); !started)
       return refuse(std::move(started).error().during("ask the new image"), "");
     request.parked_until_ns = UINT64_MAX;
     arm_deadlines();
@@ -64,7 +65,7 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
                    .keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()))};
   change.tx.abort();
   begin_trial(std::move(parts), request.peer, request.header.nonce,
-              arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs, answer->version);
+              timeout_ms, answer->version);
 }
 
 void Server::begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -20,7 +21,7 @@
 namespace luo::daemon {
 namespace {
 
-constexpr std::uint64_t kProbeTimeoutNs = 5'000'000'000;
+constexpr std::uint32_t kLongestMs = 5'000;
 constexpr int kExecFailed = 126;  // the errno follows in the words
 
 [[noreturn]] void run_image(FdRef image, int out, int err) {
@@ -63,7 +64,7 @@ std::string probe_text() {
   return json.dump();
 }
 
-Result<std::unique_ptr<Probe>> Probe::start(FdRef image) {
+Result<std::unique_ptr<Probe>> Probe::start(FdRef image, std::uint32_t timeout_ms) {
   std::unique_ptr<Probe> probe{new Probe};
   probe->out_ = LUO_TRY(make_memfd("luod-probe-out", 0));
   probe->err_ = LUO_TRY(make_memfd("luod-probe-err", 0));
@@ -71,7 +72,8 @@ Result<std::unique_ptr<Probe>> Probe::start(FdRef image) {
   if (child < 0) return sys_fail("fork");
   if (child == 0) run_image(image, probe->out_.raw(), probe->err_.raw());
   probe->pid_ = child;
-  probe->deadline_ns_ = monotonic_ns() + kProbeTimeoutNs;
+  probe->timeout_ms_ = std::min(timeout_ms, kLongestMs);
+  probe->deadline_ns_ = monotonic_ns() + probe->timeout_ms_ * std::uint64_t{1'000'000};
   probe->pidfd_ = LUO_TRY(open_pidfd(child));
   return probe;
 }
@@ -96,7 +98,7 @@ std::string Probe::last_words() const { return tail_of(err_); }
 
 Result<ProbeAnswer> Probe::result() const {
   if (late_)
-    return fail(ETIMEDOUT, "the new image did not answer --probe within {} s", kProbeTimeoutNs / 1'000'000'000);
+    return fail(ETIMEDOUT, "the new image did not answer --probe within {} ms", timeout_ms_);
   if (WIFSIGNALED(status_))
     return fail(EIO, "the new image was killed by signal {} ({}) when asked --probe", WTERMSIG(status_),
                 sigdescr_np(WTERMSIG(status_)));

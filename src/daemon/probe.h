@@ -22,8 +22,8 @@ std::string probe_text();
 
 class Probe {
  public:
-  /// Starts `image --probe`. Errors: those of fork and of exec are found later, in result().
-  static Result<std::unique_ptr<Probe>> start(FdRef image);
+  /// Starts `image --probe`, which has `timeout_ms` to answer, 5 s at most. Errors: those of fork and of exec are found later, in result().
+  static Result<std::unique_ptr<Probe>> start(FdRef image, std::uint32_t timeout_ms);
   ~Probe();  ///< kills it if it still runs
   Probe(const Probe&) = delete;
   Probe& operator=(const Probe&) = delete;
@@ -44,6 +44,7 @@ class Probe {
   pid_t pid_ = -1;
   Fd pidfd_, out_, err_;
   std::uint64_t deadline_ns_ = 0;
+  std::uint32_t timeout_ms_ = 0;
   bool ended_ = false, late_ = false;
   int status_ = 0;
 };

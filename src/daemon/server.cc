@@ -434,8 +434,8 @@ void Server::settle_closed() {
   }
 }
 
-Result<> Server::start_probe(Request& request) {
-  probe_ = LUO_TRY(Probe::start(request.fds[0]));
+Result<> Server::start_probe(Request& request, std::uint32_t timeout_ms) {
+  probe_ = LUO_TRY(Probe::start(request.fds[0], timeout_ms));
   probe_peer_ = request.peer.id;
   probe_nonce_ = request.header.nonce;
   sd_event_source* raw = nullptr;

@@ -194,7 +194,7 @@ class Server {
   };
   [[noreturn]] void begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce,
                                 std::uint32_t timeout_ms, const std::string& to_version);
-  Result<> start_probe(Request& request);
+  Result<> start_probe(Request& request, std::uint32_t timeout_ms);
   void settle_trial();
 
   // query.cc

@@ -48,12 +48,18 @@ class Handler {
  public:
   virtual std::string_view name() const noexcept = 0;  ///< constant, 1..47 bytes, with a version: "memfd-v1"
   virtual bool can_preserve(const FileInfo& file) const noexcept = 0;
-  /// Whether preserve() by itself fails with EBADF for an O_PATH descriptor. Spares the engine a system call.
-  virtual bool refuses_paths() const noexcept { return false; }
+  /// Whether this is surely a file whose poll(2) waits for nobody (a FUSE server answers polls). Of a batch of
+  /// these one poll tells the O_PATH descriptors from the rest. A function of `file.st` alone.
+  virtual bool can_be_polled(const FileInfo& file) const noexcept {
+    (void)file;
+    return false;
+  }
   virtual Identity identity(const FileInfo& file) const noexcept {
     return {static_cast<std::uint64_t>(file.st.st_dev), static_cast<std::uint64_t>(file.st.st_ino), false};
   }
   /// The heavy step, while the service runs. An error refuses the file and leaves nothing.
+  /// May be asked again for what it has taken: the step that it belongs to may be given up, with a batch of which
+  /// another file needs time or with a worker that is killed.
   /// EINPROGRESS: later; the request is repeated, with the same session and token, when the handler has
   /// called the waker that the engine's owner gave it. Nothing was changed meanwhile.
   virtual Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) = 0;

@@ -47,6 +47,20 @@ TEST_F(Files, TheTokenIsLookedAtBeforeTheDescriptor) {
   EXPECT_EQ(tokens(), std::vector<std::uint64_t>{1});
 }
 
+TEST_F(Files, OfABatchOnlyWhatIsOpenIsTaken) {
+  const Fd good = memfd_with("x"), other = memfd_with("y");
+  const auto path_of = [](const Fd& fd) {
+    return Fd::adopt(open(fmt::format("/proc/self/fd/{}", fd.raw()).c_str(), O_PATH | O_CLOEXEC));
+  };
+  const Fd path_only = path_of(other), program = Fd::adopt(open("/proc/self/exe", O_PATH | O_CLOEXEC));
+  const std::vector<int> fds{path_only.raw(), good.raw(), program.raw(), path_of(good).raw(), other.raw()};
+  const std::vector<std::uint64_t> numbers{1, 2, 3, 4, 5};
+  std::vector<int> errors(fds.size(), -1);
+  EXPECT_EQ(luo_preserve_many(client_, session_.raw(), fds.data(), numbers.data(), errors.data(), fds.size()), 2);
+  EXPECT_EQ(errors, (std::vector<int>{EBADF, 0, EBADF, EBADF, 0}));
+  EXPECT_EQ(tokens(), (std::vector<std::uint64_t>{2, 5}));
+}
+
 TEST_F(Files, KindsThatNobodyTakesAreUnknown) {
   const Fd null = Fd::adopt(open("/dev/null", O_RDWR | O_CLOEXEC));
   const Fd linked = Fd::adopt(open((luod_.dir() / "file").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));

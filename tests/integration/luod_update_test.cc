@@ -176,6 +176,13 @@ TEST_F(LuodUpdate, ToAScriptThatAnswersTheProbe) {
 TEST_F(LuodUpdate, ToOneThatExitsWhenAsked) { expect_refused(update(image("probe_exits")), "EIO", "I will not be asked"); }
 TEST_F(LuodUpdate, ToOneThatCrashesWhenAsked) { expect_refused(update(image("probe_crashes")), "EIO", ""); }
 TEST_F(LuodUpdate, ToOneThatIsNoLuod) { expect_refused(update(image("probe_talks_nonsense")), "EPROTO", "not a luod"); }
+TEST_F(LuodUpdate, ToOneThatDoesNotAnswer) {
+  expect_refused(update(image("probe_hangs"), {"--timeout", "0.3"}), "ETIMEDOUT", "what was the question?");
+  const std::string worker = std::to_string(luod_.worker());
+  std::ifstream children{"/proc/" + worker + "/task/" + worker + "/children"};
+  std::string left;
+  EXPECT_FALSE(children >> left) << "process " << left << " was left behind";
+}
 TEST_F(LuodUpdate, ToOneThatReadsNoLayoutOfOurs) { expect_refused(update(image("other_layout")), "EPROTO", "does not read layout"); }
 TEST_F(LuodUpdate, ToOneThatExitsAtItsStart) { expect_refused(update(image("start_exits")), "ECHILD", "I do not want to"); }
 TEST_F(LuodUpdate, ToOneThatCrashesAtItsStart) { expect_refused(update(image("start_crashes")), "ECHILD", ""); }

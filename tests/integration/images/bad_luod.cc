@@ -20,6 +20,9 @@ int probe() {
   puts("Hello, world");
 #elif defined(BAD_PROBE_CRASHES)
   raise(SIGSEGV);
+#elif defined(BAD_PROBE_HANGS)
+  fputs("last words: what was the question?\n", stderr);
+  for (;;) pause();
 #elif defined(BAD_OTHER_LAYOUT)
   puts(R"({"program": "luod", "version": "99", "layouts": [{"tag": "luod", "read": [98, 99], "write": 99}]})");
 #else
