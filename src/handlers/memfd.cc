@@ -9,17 +9,7 @@
 namespace luo::handlers {
 namespace {
 
-constexpr std::uint64_t kKnownSeals = 0x3f;  // F_SEAL_SEAL .. F_SEAL_EXEC
 constexpr std::uint64_t kMaxPages = 0xffffffff;
-
-Result<std::uint64_t> seals_of(int fd) {
-  const int seals = fcntl(fd, F_GET_SEALS);
-  if (seals < 0) return sys_fail("fcntl(fd {}, F_GET_SEALS)", fd);
-  const auto bits = static_cast<std::uint64_t>(seals);
-  if ((bits & ~kKnownSeals) != 0)
-    return fail(EOPNOTSUPP, "the memfd has seals {:#x}, of which {:#x} are not known", bits, bits & ~kKnownSeals);
-  return bits;
-}
 
 }  // namespace
 
@@ -37,8 +27,11 @@ bool MemfdHandler::can_preserve(const FileInfo& file) const noexcept {
   return fstatfs(file.fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
 }
 
+bool MemfdHandler::can_be_polled(const FileInfo& file) const noexcept {
+  return S_ISREG(file.st.st_mode) && memfd_device_ != 0 && file.st.st_dev == memfd_device_;
+}
+
 Result<HandlerData> MemfdHandler::preserve(const FileInfo& file, SessionId, Token) {
-  const std::uint64_t seals = LUO_TRY(seals_of(file.fd));
   static const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
   const auto size = static_cast<std::uint64_t>(file.st.st_size);
   if (size / page + (size % page != 0 ? 1 : 0) > kMaxPages)
@@ -46,13 +39,7 @@ Result<HandlerData> MemfdHandler::preserve(const FileInfo& file, SessionId, Toke
   const auto number = static_cast<std::size_t>(file.fd);
   if (seen_.size() <= number) seen_.resize(number + 1);
   seen_[number] = {file.st.st_ino, file.st.st_dev};
-  return HandlerData{file.st.st_ino, file.st.st_dev, seals, 0};
-}
-
-Result<HandlerData> MemfdHandler::freeze(const KeptFile& file) {
-  HandlerData data = file.data;
-  data[2] = LUO_TRY(seals_of(file.fd));
-  return data;
+  return HandlerData{file.st.st_ino, file.st.st_dev, 0, 0};
 }
 
 Result<> MemfdHandler::retrieve(const KeptFile& file) {

@@ -5,19 +5,17 @@
 
 namespace luo::handlers {
 
-/// data: inode, device, seals, 0
+/// data: inode, device, 0, 0
 class MemfdHandler final : public Handler {
  public:
   MemfdHandler();
   std::string_view name() const noexcept override { return "memfd-v1"; }
   bool can_preserve(const FileInfo& file) const noexcept override;
-  bool refuses_paths() const noexcept override { return true; }  // F_GET_SEALS does
-  /// Errors: EOPNOTSUPP a seal that is not known; EFBIG above 2^32-1 pages.
+  bool can_be_polled(const FileInfo& file) const noexcept override;
+  /// Errors: EFBIG above 2^32-1 pages. The file itself is carried, and its seals with it, known or not.
   Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) override;
   void unpreserve(const KeptFile&) noexcept override {}
-  /// Reads the seals again: some may have come since.
-  Result<HandlerData> freeze(const KeptFile& file) override;
-  /// Errors: ESTALE another file. Its seals are its own: nobody can have taken one off.
+  /// Errors: ESTALE another file.
   Result<> retrieve(const KeptFile& file) override;
   void finish(const KeptFile&, bool) noexcept override {}
 

@@ -118,7 +118,10 @@ struct Engine::Impl {
   // --- files (files.cc)
   Handler& handler_of(const FileRecord& file) const noexcept { return *handlers[file.handler]; }
   static KeptFile kept(const FileRecord& file) noexcept { return {file.fd, Token{file.token}, file.data}; }
-  FileRecord* find_file(const SessionRecord& session, std::uint64_t token) const noexcept;
+  FileRecord* find_file(const SessionRecord& session, std::uint64_t token) const noexcept {
+    return find_file(session, token, hash_token(session, token));
+  }
+  FileRecord* find_file(const SessionRecord& session, std::uint64_t token, std::uint64_t hash) const noexcept;
   std::uint64_t status_key(const SessionRecord& session) const noexcept;
   int status(const SessionRecord& session, const FileRecord& file) const noexcept;
   Result<> preserve(Change& change, SessionRecord& session, const PreserveRequest& request, InTheWay& in_the_way);

@@ -1,7 +1,12 @@
 // Files: into a session, out of it, and back to their owners.
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
+
+#include <algorithm>
 
 #include "luo/engine_impl.h"
 
@@ -13,16 +18,25 @@ namespace {
 constexpr std::uint64_t kFilesPerStep = 256;
 constexpr std::size_t kRoomForFiles = std::size_t{2} << 20;
 
-Result<FileInfo> look_at(int fd) {
-  if (fd < 0) return fail(EBADF, "fd {} is none", fd);
-  FileInfo info{fd, {}};
-#ifdef __x86_64__
-  // glibc's fstat is an fstatat with an empty path; this is the hot path of a batch. The structs are the same.
-  if (syscall(SYS_fstat, fd, &info.st) != 0) return sys_fail("fstat(fd {})", fd);
-#else
-  if (fstat(fd, &info.st) != 0) return sys_fail("fstat(fd {})", fd);
-#endif
-  return info;
+/// From what the kernel knows by itself: a file system's server is not asked, which could keep us waiting.
+Engine::Look look_at(int fd) noexcept {
+  Engine::Look look{{fd, {}}, 0, false};
+  struct statx found;
+  // Not through glibc, which would check what the kernel checks; this is the hot path of a batch.
+  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &found) != 0) {
+    look.error = errno;
+    return look;
+  }
+  struct stat& st = look.file.st;
+  st.st_dev = makedev(found.stx_dev_major, found.stx_dev_minor);
+  st.st_rdev = makedev(found.stx_rdev_major, found.stx_rdev_minor);
+  st.st_ino = found.stx_ino;
+  st.st_mode = found.stx_mode;
+  st.st_nlink = found.stx_nlink;
+  st.st_uid = found.stx_uid;
+  st.st_gid = found.stx_gid;
+  st.st_size = static_cast<off_t>(found.stx_size);
+  return look;
 }
 
 /// EBADF for what names a file without having it open; Linux gives it before all that follows from the kind of file.
@@ -39,9 +53,9 @@ std::string goal(std::string_view verb, std::uint64_t token, std::string_view se
 
 }  // namespace
 
-FileRecord* Engine::Impl::find_file(const SessionRecord& session, std::uint64_t token) const noexcept {
+FileRecord* Engine::Impl::find_file(const SessionRecord& session, std::uint64_t token, std::uint64_t hash) const noexcept {
   const Ref<SessionRecord> owner = arena.ref_of(&session);
-  return at(Ref<FileRecord>{table(root->tokens).find(hash_token(session, token), [&](std::uint64_t ref) {
+  return at(Ref<FileRecord>{table(root->tokens).find(hash, [&](std::uint64_t ref) {
     const FileRecord& file = *at(Ref<FileRecord>{ref});
     return file.token == token && file.session == owner;
   })});
@@ -70,16 +84,21 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
   const SessionState state = state_of(session);
   if (!is_outgoing(state)) return fail(EINVAL, "the session is {}, not outgoing", to_string(state));
   if (!takes_files(state)) return fail(EBUSY, "the session is frozen for an update");
-  if (const FileRecord* file = find_file(session, token))
+  const std::uint64_t hash = hash_token(session, token);
+  if (const FileRecord* file = find_file(session, token, hash))
     return fail(EEXIST, "the token is used already, for a file of {}", handler_of(*file).name());
   LUO_TRY(table(root->tokens).reserve(tx));
   LUO_TRY(identities().reserve(tx));
   Step step{change};
   const Ref<FileRecord> ref = LUO_TRY(tx.make<FileRecord>());
   if (request.client_errno != 0) return fail(request.client_errno, "the client could not send its descriptor");
-  const FileInfo info = LUO_TRY(look_at(request.fd));
+  Look own;
+  if (request.look == nullptr) own = luo::look_at(request.fd);
+  const Look& look = request.look != nullptr ? *request.look : own;
+  if (look.error != 0) return fail(look.error, "fd {} cannot be looked at", request.fd);
+  if (!look.checked) LUO_TRY(refuse_path(request.fd));
+  const FileInfo& info = look.file;
   Handler* handler = registry.for_file(info);
-  if (handler == nullptr || !handler->refuses_paths()) LUO_TRY(refuse_path(request.fd));
   if (handler == nullptr) return fail(ENOENT, "no handler for a file of this kind (mode {:o})", info.st.st_mode);
   const std::uint32_t index = LUO_TRY(index_of(*handler));
   const Identity identity = handler->identity(info);
@@ -88,7 +107,6 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
     const FileRecord& same = *at(spot.same);
     const SessionRecord& other = *at(same.session);
     if (!is_dead(other)) {
-      LUO_TRY(refuse_path(request.fd));
       if (&other != &session) in_the_way = same.session;
       return fail(EBUSY, "the file is already preserved in session '{}' under token {}", shown(name_of(other)),
                   same.token);
@@ -104,8 +122,8 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
   file.handler = index;
   LUO_TRY(identities().insert(tx, spot, identity, ref));
   file.data = LUO_TRY(handler->preserve(info, SessionId{session.id}, request.token));
-  table(root->tokens).insert(tx, hash_token(session, token), ref.at);
-  list_append(arena, tx, session.files, &file);
+  table(root->tokens).insert(tx, hash, ref.at);
+  list_append_fresh(arena, tx, session.files, &file);
   tx.set(root->outgoing.files, root->outgoing.files + 1);
   step.keep();
   return {};
@@ -157,6 +175,26 @@ void Engine::Impl::bury_files(Change& change, SessionRecord& session) noexcept {
 }
 
 // --- the interface ------------------------------------------------------------------------------------
+
+void Engine::look_at(std::span<const int> fds, std::vector<Look>& looks) const {
+  looks.clear();
+  looks.reserve(fds.size());
+  std::vector<pollfd> polls;
+  polls.reserve(fds.size());
+  for (const int fd : fds) {
+    const Look& look = looks.emplace_back(luo::look_at(fd));
+    const bool may_poll = look.error == 0 && std::ranges::any_of(impl_->registry.all(), [&](const Handler* handler) {
+      return handler->can_be_polled(look.file);
+    });
+    polls.push_back({.fd = may_poll ? fd : -1, .events = 0, .revents = 0});
+  }
+  if (poll(polls.data(), polls.size(), 0) < 0) return;  // each is checked by itself then
+  for (std::size_t i = 0; i < fds.size(); ++i) {
+    if (polls[i].fd < 0) continue;
+    looks[i].checked = true;
+    if ((polls[i].revents & POLLNVAL) != 0) looks[i].error = EBADF;
+  }
+}
 
 Result<> Engine::preserve(Change& change, SessionId id, const PreserveRequest& request) {
   SessionRecord* session = LUO_TRY(impl_->need(id, "preserve"));

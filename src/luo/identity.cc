@@ -35,6 +35,7 @@ Result<> Identities::reserve(kho::Tx& tx) {
 Result<Identities::Spot> Identities::find(const Identity& identity, int fd) const {
   const std::uint64_t hash = hash_of(identity.group, identity.object);
   Spot spot;
+  spot.hash = hash;
   if (!identity.per_open_file) {
     spot.same.at = plain().find(hash, [&](std::uint64_t ref) {
       const FileRecord* file = arena_->get(Ref<FileRecord>{ref});
@@ -66,16 +67,15 @@ Result<> Identities::insert(kho::Tx& tx, const Spot& spot, const Identity& ident
   record->indexed = 1;
   record->group = identity.group;
   record->object = identity.object;
-  const std::uint64_t hash = hash_of(identity.group, identity.object);
   if (!identity.per_open_file) {
-    plain().insert(tx, hash, file.at);
+    plain().insert(tx, spot.hash, file.at);
     return {};
   }
   Ref<TreeRecord> at = spot.tree;
   if (!at) {
     at = LUO_TRY(tx.make<TreeRecord>());
     *arena_->get(at) = TreeRecord{kTreeMagic, identity.group, identity.object, {}, 0};
-    trees().insert(tx, hash, at.at);
+    trees().insert(tx, spot.hash, at.at);
   }
   TreeRecord& tree = *arena_->get(at);
   record->tree = at;

@@ -19,6 +19,7 @@ class Identities {
     Ref<TreeRecord> tree;
     Ref<FileRecord> parent;
     bool left = false;
+    std::uint64_t hash = 0;
   };
 
   /// Room for one more. Errors: ENOMEM.

@@ -4,12 +4,19 @@
 
 namespace luo {
 
+/// Of a node that is of this transaction: its own memory needs no log.
 template <class T>
-void list_append(kho::Arena& arena, kho::Tx& tx, ListRecord<T>& list, T* node) noexcept {
+void list_append_fresh(kho::Arena& arena, kho::Tx& tx, ListRecord<T>& list, T* node) noexcept {
   const Ref<T> ref = arena.ref_of(node);
-  tx.set(node->links, Links<T>{list.last, {}});
+  node->links = Links<T>{list.last, {}};
   if (list.last) tx.set(arena.get(list.last)->links.next, ref);
   tx.set(list, ListRecord<T>{list.first ? list.first : ref, ref, list.count + 1});
+}
+
+template <class T>
+void list_append(kho::Arena& arena, kho::Tx& tx, ListRecord<T>& list, T* node) noexcept {
+  tx.save(&node->links, sizeof node->links);
+  list_append_fresh(arena, tx, list, node);
 }
 
 template <class T>

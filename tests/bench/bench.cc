@@ -149,22 +149,22 @@ int receive_fds(int socket, std::span<int, kBatch> out) {
 }
 
 /// The other side of bare passing: keeps what it gets and answers each message with one byte; on a
-/// message without descriptors it sends back as many as it was given last.
+/// message without descriptors it gives the next batch back, in the order in which it got them.
 [[noreturn]] void bare_peer(int socket) {
   std::array<int, kBatch> fds{};
   std::vector<int> kept;
-  int last = 0;
+  std::size_t next = 0;
   for (;;) {
     const int count = receive_fds(socket, fds);
     if (count < 0) _exit(0);
     if (count > 0) {
-      last = count;
       kept.insert(kept.end(), fds.begin(), fds.begin() + count);
       if (::send(socket, "k", 1, MSG_NOSIGNAL) != 1) _exit(0);
       continue;
     }
-    const std::span<const int> back{kept.data() + kept.size() - static_cast<std::size_t>(last), static_cast<std::size_t>(last)};
-    if (!send_fds(socket, back)) _exit(0);
+    const auto back = std::span{kept}.subspan(next, std::min(kBatch, kept.size() - next));
+    if (back.empty() || !send_fds(socket, back)) _exit(0);
+    next += back.size();
   }
 }
 
@@ -195,6 +195,7 @@ struct Bare {
 struct Options {
   std::string socket, small, large;
   std::string prefix = "held-";
+  std::size_t first = 0;  // of the sessions with that prefix
   std::size_t rounds = 15, files = 10 * kBatch;
   std::size_t small_count = 1500, large_count = 15000;
 };
@@ -242,20 +243,22 @@ luo::Result<nlohmann::json> measure_preserve(const Options& options) {
                         {"bare_unacknowledged_us", median(stream_us)}};
 }
 
-/// Retrieves the incoming sessions PREFIX0, PREFIX1, … with `files` files each, for the first time.
+/// Retrieves the incoming sessions PREFIX0, PREFIX1, … with `files` files each, for the first time, beside
+/// getting as many, of which each comes once, too, from another process.
 luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
   const Connection connection = LUO_TRY(Connection::open(options.socket));
   std::vector<std::uint64_t> tokens(options.files);
   std::iota(tokens.begin(), tokens.end(), 1U);
-  const std::vector<luo::Fd> memfds = LUO_TRY(make_memfds(kBatch));
-  const std::vector<int> numbers = numbers_of(memfds);
+  Bare bare = LUO_TRY(Bare::start());
+  for (std::size_t at = 0; at < options.rounds * options.files; at += kBatch) {
+    char answer = 0;
+    const std::vector<luo::Fd> memfds = LUO_TRY(make_memfds(kBatch));
+    if (!send_fds(bare.socket.raw(), numbers_of(memfds)) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1) return luo::sys_fail("bare passing");
+  }
   std::vector<double> luo_us, bare_us;
   for (std::size_t round = 0; round < options.rounds; ++round) {
-    Bare bare = LUO_TRY(Bare::start());
-    char answer = 0;
-    if (!send_fds(bare.socket.raw(), numbers) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1) return luo::sys_fail("bare passing");
     std::vector<luo::Fd> received;
-    std::vector<std::array<int, kBatch>> batches((options.files + kBatch - 1) / kBatch);
+    std::vector<std::array<int, kBatch>> batches(options.files / kBatch);
     for (auto& batch : batches) {
       const std::uint64_t began = now_ns();
       if (::send(bare.socket.raw(), "r", 1, MSG_NOSIGNAL) != 1 || receive_fds(bare.socket.raw(), batch) != static_cast<int>(kBatch))
@@ -265,9 +268,8 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
     for (const auto& batch : batches)
       for (const int fd : batch) received.push_back(luo::Fd::adopt(fd));
     received.clear();
-    bare.stop();
 
-    const std::string name = fmt::format("{}{}", options.prefix, round);
+    const std::string name = fmt::format("{}{}", options.prefix, options.first + round);
     const luo::Fd session = LUO_TRY(retrieve(connection, name));
     std::vector<int> fds(tokens.size(), -1);
     for (std::size_t at = 0; at < tokens.size(); at += kBatch) {
@@ -283,6 +285,7 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
     received.clear();
     if (const int result = luo_session_finish(connection.get(), session.raw()); result < 0) return luo_fail(result, "finish " + name);
   }
+  bare.stop();
   return nlohmann::json{{"files", options.files}, {"retrieve_us", median(luo_us)}, {"bare_us", median(bare_us)}};
 }
 
@@ -456,7 +459,9 @@ int main(int argc, char** argv) {
     return command;
   };
   add_one(add("preserve", "batches, beside bare passing", &measure_preserve));
-  add_one(add("retrieve", "incoming sessions PREFIX0… , beside bare passing", &measure_retrieve))->add_option("--prefix", options.prefix);
+  auto* retrieve = add_one(add("retrieve", "incoming sessions PREFIX0… , beside bare passing", &measure_retrieve));
+  retrieve->add_option("--prefix", options.prefix);
+  retrieve->add_option("--first", options.first, "number of the first session")->capture_default_str();
   add_two(add("files", "operations beside few and many files", &measure_files));
   add_two(add("retrieve-scale", "retrieving from few and many files", &measure_retrieve_scale))->add_option("--prefix", options.prefix);
   add_two(add("sessions", "operations beside few and many sessions", &measure_sessions));

@@ -52,9 +52,17 @@ class Bench:
                                                      "--interval-us", 100000])
             stage.call(["luoctl", "update", "simulated", "--json"])
             end(holder)
-            retrieve = json.loads(stage.call(["luo-bench", "retrieve", "--rounds", min(rounds, 17), "--files", files,
-                                              "--prefix", "held-"]))
-        self.results["transfer"] = {"preserve": preserve, "retrieve": retrieve}
+            half = min(rounds, 16) // 2
+
+            def retrieve_from(first):
+                return json.loads(stage.call(["luo-bench", "retrieve", "--rounds", half, "--files", files, "--prefix", "held-",
+                                              "--first", first]))
+            retrieve = retrieve_from(0)
+            stage.update_luod()  # the next one has seen none of the files: it looks at each before it gives it back
+            late = retrieve_from(half)
+        self.results["transfer"] = {"preserve": preserve, "retrieve": retrieve, "retrieve_by_another_luod": late}
+        print(f"   retrieve from a luod that did not take the files in: {late['retrieve_us']:.3f} µs, bare {late['bare_us']:.3f}, "
+              f"{late['retrieve_us'] / late['bare_us']:.2f} times")
         print(f"   preserve {preserve['preserve_us']:.3f} µs each, bare passing {preserve['bare_us']:.3f} µs "
               f"(unacknowledged {preserve['bare_unacknowledged_us']:.3f}); retrieve {retrieve['retrieve_us']:.3f} µs, bare {retrieve['bare_us']:.3f}")
         self.limit("batch preserve, of bare passing", preserve["preserve_us"] / preserve["bare_us"], 5, "times")
