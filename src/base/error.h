@@ -55,7 +55,8 @@ template <class... Args>
 
 }  // namespace luo
 
-/// Yields the value of a Result or returns its error from the enclosing function. Not nested.
+/// Yields the value of a Result or returns its error from the enclosing function. Not nested, and not behind
+/// anything in the same expression that owns something: g++ does not destroy that on the way out.
 #define LUO_TRY(expr)                                          \
   __extension__({                                              \
     auto luo_result_ = (expr);                                 \

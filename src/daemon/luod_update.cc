@@ -1,5 +1,6 @@
 // `luoctl update luod`: probe the new image beside the loop, then the trial (trial.h).
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -16,6 +17,11 @@ namespace luo::daemon {
 namespace {
 
 constexpr std::uint32_t kDefaultTimeoutMs = 10'000;
+
+bool hung_up(FdRef connection) {
+  pollfd one{connection.raw, POLLRDHUP, 0};
+  return poll(&one, 1, 0) > 0 && (one.revents & (POLLHUP | POLLRDHUP)) != 0;
+}
 
 std::string report_text(const Error* error, std::string_view to, double pause_ms, std::string_view words) {
   const nlohmann::json json = {{"ok", error == nullptr},   {"kind", "luod"},
@@ -39,8 +45,12 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   };
 
   const bool mine = probe_ && probe_peer_ == request.peer.id && probe_nonce_ == request.header.nonce;
-  if (probe_ && !mine && state_->find_peer(probe_peer_) != nullptr)
-    return fail(EBUSY, "another update of luod is under way");
+  if (probe_ && !mine) {
+    const PeerRec* other = state_->find_peer(probe_peer_);
+    if (other != nullptr && !hung_up(FdRef::borrow(other->fd))) return fail(EBUSY, "another update of luod is under way");
+    probe_source_.reset();  // whoever asked for it has gone, seen or not
+    probe_.reset();
+  }
   if (!mine) {
     if (auto started = start_probe(request, timeout_ms); !started)
       return refuse(std::move(started).error().during("ask the new image"), "");
@@ -59,10 +69,13 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   if (!answer) return refuse(answer.error(), words);
 
   // All that can fail is done before the step is given up; after that nothing comes back here.
+  Fd last_words = LUO_TRY(make_memfd("luod-last-words", 0));
+  Pipe report = LUO_TRY(make_pipe());
+  Fd keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()));
   TrialParts parts{.image = std::move(request.fds[0]),
-                   .words = LUO_TRY(make_memfd("luod-last-words", 0)),
-                   .report = LUO_TRY(make_pipe()),
-                   .keeper = LUO_TRY(open_pidfd(control_.keeper_pid.load()))};
+                   .words = std::move(last_words),
+                   .report = std::move(report),
+                   .keeper = std::move(keeper)};
   change.tx.abort();
   begin_trial(std::move(parts), request.peer, request.header.nonce,
               timeout_ms, answer->version);

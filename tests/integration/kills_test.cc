@@ -4,7 +4,10 @@
 #include <signal.h>
 #include <sys/prctl.h>
 
+#include <chrono>
+#include <fstream>
 #include <random>
+#include <thread>
 
 #include "scenario.h"
 #include "support/kill_process.h"
@@ -220,6 +223,65 @@ TEST_P(Kills, TheKeeperBefore) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Of, Kills, testing::ValuesIn(kOperations),
+                         [](const auto& of) { return std::string{of.param.name}; });
+
+/// The worker is killed in the middle of a request, and the next one in the middle of making good for it.
+class TwoKills : public Kills {
+ protected:
+  /// The keeper's child that has become a worker after `old`; -1: there is none within a second.
+  static pid_t next_worker(pid_t keeper, pid_t old) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds{1};
+    while (std::chrono::steady_clock::now() < until) {
+      std::ifstream children{fmt::format("/proc/{0}/task/{0}/children", keeper)};
+      for (pid_t child = 0; children >> child;) {
+        std::string name;
+        std::getline(std::ifstream{fmt::format("/proc/{}/comm", child)}, name);
+        if (child != old && name == "luod-worker") return child;
+      }
+    }
+    return -1;
+  }
+};
+
+TEST_P(TwoKills, OfWorkersOneAfterTheOther) {
+  const std::string empty = luod_.state();
+  const Seen whole = run([](auto call) { call(); });
+  int seconds = 0;
+  bool more = true;
+  for (unsigned n = 1; more; n += 4) {
+    ASSERT_LT(n, 2000U);
+    for (const unsigned m : {1U, 9U, 25U, 60U, 110U}) {
+      const Seen seen = run([&](auto call) {
+        const pid_t keeper = luod_.keeper(), worker = luod_.worker();
+        auto first = SyscallKill::arm(worker, n);
+        ASSERT_TRUE(first.has_value()) << first.error().what;
+        std::thread caller{call};
+        const auto outcome = first->wait(std::chrono::milliseconds{300});
+        more = outcome.has_value() && outcome->killed;
+        if (const pid_t next = more ? next_worker(keeper, worker) : -1; next > 0)
+          if (auto second = SyscallKill::arm(next, m); second) {
+            const auto end = second->wait(std::chrono::milliseconds{20});
+            seconds += end && end->killed ? 1 : 0;
+          }
+        caller.join();
+        died_rather_than_idled(luod_.worker());
+      });
+      ASSERT_EQ(seen, whole) << "killed at stops " << n << " and " << m;
+      ASSERT_EQ(luod_.state(), empty) << "killed at stops " << n << " and " << m;
+      if (!more) break;
+    }
+  }
+  EXPECT_GT(seconds, 3) << "the second kill hardly ever came";
+}
+
+std::vector<Operation> twice_killed() {
+  std::vector<Operation> out;
+  for (const Operation& operation : kOperations)
+    for (const char* name : {"create", "retrieve_session", "preserve", "preserve_many", "unpreserve", "retrieve", "finish", "cross"})
+      if (std::string_view{operation.name} == name) out.push_back(operation);
+  return out;
+}
+INSTANTIATE_TEST_SUITE_P(Of, TwoKills, testing::ValuesIn(twice_killed()),
                          [](const auto& of) { return std::string{of.param.name}; });
 
 class Clients : public testing::Test {
