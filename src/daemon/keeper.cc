@@ -56,10 +56,18 @@ void block_keeper_signals() noexcept {
 }
 
 int Keeper::run() {
+  const int status = keep();
+  // A worker that stops removes it; one that was a guard, or was killed, has not.
+  if (control.listen_activated == 0) unlink(control.socket_path);
+  return status;
+}
+
+int Keeper::keep() {
   block_keeper_signals();
   control.keeper_pid.store(getpid());
   control.keeper_starts.fetch_add(1);
   const sigset_t set = keeper_signals();
+  if (control.stopping.load() != 0 && worker > 0) kill(worker, SIGTERM);  // the keeper before us may not have told it
   for (;;) {
     if (control.stopping.load() != 0 && (worker < 0 || worker_gone())) return 0;
     if (worker < 0) start_worker();

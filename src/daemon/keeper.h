@@ -28,6 +28,7 @@ struct Keeper {
   int run();
 
  private:
+  int keep();
   bool worker_gone();
   void start_worker();
   bool stop_or_restart();

@@ -181,8 +181,7 @@ bool Server::send_answer(Peer& peer, PeerRec& record) {
       last.owned = 1;
       change.commit();
     }
-    peer.blocked = true;
-    sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+    wait_to_send(peer, code);
     return false;
   }
   if (last.hand_session != 0 || last.owned != 0) {

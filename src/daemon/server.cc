@@ -33,6 +33,10 @@ struct Callbacks {
     sd_event_source_set_enabled(server(context).accept_source_.get(), SD_EVENT_ON);
     return 0;
   }
+  static int send_again(sd_event_source*, std::uint64_t, void* context) {
+    server(context).send_again();
+    return 0;
+  }
   static int holder(sd_event_source*, int, std::uint32_t, void* context) {
     server(context).reap_closed();
     return 0;
@@ -331,8 +335,7 @@ void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
     while (!peer.events.empty()) {
       const auto sent = send(FdRef::borrow(record->fd), peer.events.front(), {}, MSG_DONTWAIT);
       if (!sent && is_for_later(sent.error().code)) {
-        peer.blocked = true;
-        sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+        wait_to_send(peer, sent.error().code);
         return;
       }
       peer.events.erase(peer.events.begin());
@@ -350,6 +353,26 @@ void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
     return;
   }
   serve(peer, *record);
+}
+
+/// A peer that does not read polls writable when it does. That the kernel has memory again, nothing tells: the
+/// socket polls writable all the time.
+void Server::wait_to_send(Peer& peer, int code) {
+  peer.blocked = true;
+  sd_event_source_set_io_events(peer.io.get(), code == EAGAIN ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
+  if (code == EAGAIN || send_retry_) return;
+  log(Level::Warning, "the kernel cannot take a message for a client ({}); it waits", errno_text(code));
+  sd_event_source* timer = nullptr;
+  if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 10'000, 0, &Callbacks::send_again,
+                                            this)) >= 0)
+    send_retry_.reset(timer);
+  else sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+}
+
+void Server::send_again() {
+  send_retry_.reset();
+  for (auto& [id, peer] : peers_)
+    if (peer.blocked) sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
 }
 
 void Server::drop_peer(std::uint64_t id, std::string_view why) {

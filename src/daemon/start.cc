@@ -127,6 +127,7 @@ void drop_mapping(Control& control) noexcept {
 
 Result<int> start_fresh(const Options& options) {
   use_all_descriptors();
+  signal(SIGXFSZ, SIG_IGN);  // RLIMIT_FSIZE is to be an error with a name, also for those that inherit this
   const std::string dir = options.state_dir.empty() ? LUO_TRY(wire::runtime_folder()) : options.state_dir;
   std::string socket = options.socket;
   if (socket.empty()) {

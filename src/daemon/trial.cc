@@ -3,17 +3,39 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "base/log.h"
 #include "wire/message.h"
 
 namespace luo::daemon {
 namespace {
+
+constexpr std::uint64_t kTickNs = 100'000'000;
+constexpr int kEndGrace = 10;  // ticks for which a keeper that runs may leave a signal that ends it alone
+
+/// Whether somebody wants luod to end and the keeper has not taken the signal: one that hangs, or dies, never will.
+bool end_is_wanted(const Control& control) noexcept {
+  sigset_t ours;
+  if (sigpending(&ours) == 0 && (sigismember(&ours, SIGTERM) == 1 || sigismember(&ours, SIGINT) == 1)) return true;
+  char path[32], text[4096];
+  *fmt::format_to_n(path, sizeof path - 1, "/proc/{}/status", control.keeper_pid.load()).out = '\0';
+  const int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) return false;
+  const ssize_t n = read(file, text, sizeof text - 1);
+  close(file);
+  text[std::max<ssize_t>(n, 0)] = '\0';
+  constexpr const char* kPending = "ShdPnd:\t";
+  const char* at = strstr(text, kPending);
+  const unsigned long pending = at != nullptr ? strtoul(at + strlen(kPending), nullptr, 16) : 0;
+  return (pending & (1UL << (SIGTERM - 1) | 1UL << (SIGINT - 1))) != 0;
+}
 
 bool move_trial(Control& control, Trial to) noexcept {
   auto expected = static_cast<std::uint32_t>(Trial::Trying);
@@ -52,10 +74,10 @@ void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, F
   syscall(SYS_pidfd_send_signal, keeper_pidfd.raw, kExecRequest, nullptr, 0);
 
   const std::uint64_t deadline = monotonic_ns() + std::uint64_t{timeout_ms} * 1'000'000;
-  for (;;) {
+  for (int wanted = 0;;) {
     const std::uint64_t now = monotonic_ns();
     pollfd waits[] = {{keeper_pidfd.raw, POLLIN, 0}, {report.raw, POLLIN, 0}};
-    const int left_ms = deadline > now ? static_cast<int>((deadline - now) / 1'000'000 + 1) : 0;
+    const int left_ms = deadline > now ? static_cast<int>(std::min(deadline - now, kTickNs) / 1'000'000 + 1) : 0;
     const int n = poll(waits, 2, left_ms);
     if (n < 0 && errno == EINTR) continue;
     const auto trial = static_cast<Trial>(control.trial.load());
@@ -70,8 +92,10 @@ void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, F
     }
     // The keeper could not exec: it is the old one still, and starts the next worker when this one is gone.
     if (trial == Trial::Abandoned) _exit(0);
-    const bool late = n == 0 && monotonic_ns() >= deadline;
+    wanted = end_is_wanted(control) ? wanted + 1 : 0;
+    const bool late = n == 0 && (monotonic_ns() >= deadline || wanted > kEndGrace);
     if (!keeper_died && !late) continue;
+    if (wanted > 0) control.stopping.store(1);
 
     control.trial_errno = late ? ETIMEDOUT : ECHILD;
     wire::put_text(control.trial_why, late ? fmt::format("the new luod did not serve within {} ms", timeout_ms)

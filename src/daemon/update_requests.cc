@@ -206,9 +206,12 @@ bool Server::send_event(std::uint64_t id, wire::Event event, std::span<const std
   wire::Builder builder;
   builder.start(static_cast<std::uint32_t>(event), 0, session).add_bytes(body);
   const auto bytes = builder.bytes();
-  if (!found->second.blocked) {
+  const bool was_blocked = found->second.blocked;
+  int code = EAGAIN;
+  if (!was_blocked) {
     const auto sent = send(FdRef::borrow(record->fd), bytes, {}, MSG_DONTWAIT);
     if (sent || !is_for_later(sent.error().code)) return true;  // or it is gone: the loop will see that
+    code = sent.error().code;
   }
   if (found->second.events.size() >= kMostEvents) {
     sd_event_source_set_io_events(found->second.io.get(), EPOLLOUT);
@@ -216,8 +219,7 @@ bool Server::send_event(std::uint64_t id, wire::Event event, std::span<const std
     return true;
   }
   found->second.events.emplace_back(bytes.begin(), bytes.end());
-  found->second.blocked = true;
-  sd_event_source_set_io_events(found->second.io.get(), EPOLLOUT);
+  if (!was_blocked) wait_to_send(found->second, code);
   return false;
 }
 

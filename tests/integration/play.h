@@ -17,15 +17,16 @@ inline wire::WaitArg wait_arg(std::uint32_t timeout_ms) {
 
 /// Plays all three: the owner, luoctl, and the successor.
 struct Play {
-  explicit Play(Luod& l, bool subscribes = true) : luod{l}, owner{raw_client(l, "owner")}, admin{raw_client(l, "admin")} {
-    session = raw_session(owner, wire::Command::CreateSession, "s");
+  explicit Play(Luod& l, bool subscribes = true, std::string called = "s")
+      : luod{l}, name{std::move(called)}, owner{raw_client(l, "owner")}, admin{raw_client(l, "admin")} {
+    session = raw_session(owner, wire::Command::CreateSession, name);
     const Fd file = memfd_with("content");
     const int fd = file.raw();
     LUO_CHECK(owner.call(wire::Command::PreserveFd, session.handle, token_arg(1), {&fd, 1})->error() == 0);
     if (subscribes) LUO_CHECK(owner.call(wire::Command::Subscribe, 0, plain_arg(1))->error() == 0);
   }
   int offer(std::uint32_t timeout_ms = 20'000) {
-    const auto answer = admin.call(wire::Command::UpdateService, 0, update_arg("s", timeout_ms));
+    const auto answer = admin.call(wire::Command::UpdateService, 0, update_arg(name, timeout_ms));
     LUO_CHECK(answer.has_value());
     update = answer->as<wire::UpdateArg>();
     if (answer->error() == 0) LUO_CHECK(admin.post(wire::Command::UpdateWait, 0, wait_for()).has_value());
@@ -38,7 +39,7 @@ struct Play {
   }
   void start_successor() { successor.emplace(raw_client(luod, "successor", update.ticket)); }
   void warm() {
-    taken = raw_session(*successor, wire::Command::RetrieveSession, "s");
+    taken = raw_session(*successor, wire::Command::RetrieveSession, name);
     LUO_CHECK(taken.fd.valid());
     const auto file = successor->call(wire::Command::RetrieveFd, taken.handle, token_arg(1));
     LUO_CHECK(file.has_value() && file->error() == 0 && content_of(file->fds.at(0)) == "content");
@@ -82,8 +83,8 @@ struct Play {
   }
   /// The owner has it, with what was in it, and may go on.
   void expect_owner_serves() {
-    EXPECT_EQ(luod.show("s").value("state", ""), "outgoing") << luod.log();
-    EXPECT_EQ(luod.show("s").value("successor", true), false);
+    EXPECT_EQ(luod.show(name).value("state", ""), "outgoing") << luod.log();
+    EXPECT_EQ(luod.show(name).value("successor", true), false);
     const Fd more = memfd_with("more");
     const int fd = more.raw();
     EXPECT_EQ(owner.call(wire::Command::PreserveFd, session.handle, token_arg(2), {&fd, 1})->error(), 0);
@@ -93,8 +94,8 @@ struct Play {
     EXPECT_EQ(poll(&hang, 1, 0), 0) << "its session was given up";
   }
   void expect_successor_owns() {
-    EXPECT_EQ(luod.show("s").value("state", ""), "outgoing") << luod.log();
-    EXPECT_EQ(luod.show("s").value("successor", true), false);
+    EXPECT_EQ(luod.show(name).value("state", ""), "outgoing") << luod.log();
+    EXPECT_EQ(luod.show(name).value("successor", true), false);
     EXPECT_TRUE(hung_up(session.fd.raw()));
     const Fd more = memfd_with("more");
     const int fd = more.raw();
@@ -106,6 +107,7 @@ struct Play {
   int complete() { return successor->call(wire::Command::Renew, taken.handle, plain_arg())->error(); }
 
   Luod& luod;
+  const std::string name;
   RawClient owner, admin;
   std::optional<RawClient> successor;
   RawSession session, taken;

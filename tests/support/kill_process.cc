@@ -25,25 +25,56 @@ void say(int to, Report report) noexcept {
   if (::write(to, &report, sizeof report) != sizeof report) ::_exit(1);  // nobody listens any more
 }
 
-/// The tracer's whole life. Only what is allowed after fork in a program with threads.
-[[noreturn]] void trace(pid_t pid, unsigned n, int to, pid_t owner) noexcept {
+/// First of all in a tracer.
+void begin_tracer(int to, pid_t owner) noexcept {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != owner) ::_exit(1);
   // Nothing that the owner closes may live on here: last closes are what some of the traced wait for.
   if (to > 0) ::close_range(0, static_cast<unsigned>(to) - 1, 0);
   ::close_range(static_cast<unsigned>(to) + 1, ~0U, 0);
-  const auto give_up = [&] {
-    say(to, {Report::What::Failed, errno, 0, -1});
-    ::_exit(1);
-  };
-  if (::ptrace(PTRACE_SEIZE, pid, nullptr, PTRACE_O_TRACESYSGOOD) != 0) give_up();
-  if (::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) give_up();
+}
+
+[[noreturn]] void give_up(int to) noexcept {
+  say(to, {Report::What::Failed, errno, 0, -1});
+  ::_exit(1);
+}
+
+/// Goes on with a process that has stopped, up to its next system call stop. It is killed if this one is the n-th.
+void step(pid_t pid, int status, unsigned n, int kill_with, unsigned& stops, int to) noexcept {
+  std::uintptr_t deliver = 0;
+  const int signal = WSTOPSIG(status);
+  if (signal == (SIGTRAP | 0x80)) {
+    if (++stops == n) {
+      __ptrace_syscall_info info{};
+      const bool known = ::ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof info, &info) > 0;
+      const bool entry = known && info.op == PTRACE_SYSCALL_INFO_ENTRY;
+      ::kill(pid, kill_with);
+      // The tracer sees the death before the parent can reap it: reported only when it is true.
+      while (kill_with == SIGKILL && (::waitpid(pid, &status, __WALL) < 0 ? errno == EINTR : WIFSTOPPED(status))) {
+      }
+      say(to, {Report::What::Killed, 0, stops, entry ? static_cast<long>(info.entry.nr) : -1});
+      ::_exit(0);
+    }
+  } else if (status >> 16 == 0) {
+    deliver = static_cast<std::uintptr_t>(signal);  // a signal's delivery; with an event it is a stop of ours
+  } else if (signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU) {
+    ::ptrace(PTRACE_LISTEN, pid, nullptr, nullptr);  // it was stopped by somebody, and stays so
+    return;
+  }
+  ::ptrace(PTRACE_SYSCALL, pid, nullptr, deliver);  // fails only if it has just died: seen next
+}
+
+/// The tracer's whole life. Only what is allowed after fork in a program with threads.
+void trace(pid_t pid, unsigned n, int signal, int to, pid_t owner) noexcept {
+  begin_tracer(to, owner);
+  if (::ptrace(PTRACE_SEIZE, pid, nullptr, PTRACE_O_TRACESYSGOOD) != 0) give_up(to);
+  if (::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) give_up(to);
   unsigned stops = 0;
   bool armed = false;
   while (true) {
     int status = 0;
     while (::waitpid(pid, &status, __WALL) < 0)
-      if (errno != EINTR) give_up();
+      if (errno != EINTR) give_up(to);
     if (!WIFSTOPPED(status)) {
       say(to, {Report::What::Ended, 0, stops, -1});
       ::_exit(0);
@@ -52,27 +83,35 @@ void say(int to, Report report) noexcept {
       armed = true;
       say(to, {Report::What::Armed, 0, 0, -1});
     }
-    std::uintptr_t deliver = 0;
-    const int signal = WSTOPSIG(status);
-    if (signal == (SIGTRAP | 0x80)) {
-      if (++stops == n) {
-        __ptrace_syscall_info info{};
-        const bool known = ::ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof info, &info) > 0;
-        const bool entry = known && info.op == PTRACE_SYSCALL_INFO_ENTRY;
-        ::kill(pid, SIGKILL);
-        // The tracer sees the death before the parent can reap it: reported only when it is true.
-        while (::waitpid(pid, &status, __WALL) < 0 ? errno == EINTR : WIFSTOPPED(status)) {
-        }
-        say(to, {Report::What::Killed, 0, stops, entry ? static_cast<long>(info.entry.nr) : -1});
-        ::_exit(0);
-      }
-    } else if (status >> 16 == 0) {
-      deliver = static_cast<std::uintptr_t>(signal);  // a signal's delivery; with an event it is a stop of ours
-    } else if (signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU) {
-      ::ptrace(PTRACE_LISTEN, pid, nullptr, nullptr);  // it was stopped by somebody, and stays so
-      continue;
+    step(pid, status, n, signal, stops, to);
+  }
+}
+
+/// Another tracer: of the first child that `parent` makes.
+void trace_next_child(pid_t parent, unsigned n, int signal, int to, pid_t owner) noexcept {
+  begin_tracer(to, owner);
+  constexpr long kBirths = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE;
+  if (::ptrace(PTRACE_SEIZE, parent, nullptr, kBirths | PTRACE_O_TRACESYSGOOD) != 0) give_up(to);
+  say(to, {Report::What::Armed, 0, 0, -1});
+  unsigned stops = 0;
+  pid_t child = -1;
+  while (true) {
+    int status = 0;
+    pid_t pid = -1;
+    while ((pid = ::waitpid(-1, &status, __WALL)) < 0)
+      if (errno != EINTR) give_up(to);
+    if (child < 0 && pid != parent) child = pid;
+    if (!WIFSTOPPED(status)) {
+      if (pid != child && (pid != parent || child >= 0)) continue;
+      say(to, {Report::What::Ended, 0, stops, -1});
+      ::_exit(0);
     }
-    ::ptrace(PTRACE_SYSCALL, pid, nullptr, deliver);  // fails only if it has just died: seen next
+    if (pid == child) {
+      step(pid, status, n, signal, stops, to);
+    } else {
+      const bool delivery = status >> 16 == 0 && WSTOPSIG(status) != SIGTRAP;
+      ::ptrace(pid == parent ? PTRACE_CONT : PTRACE_DETACH, pid, nullptr, delivery ? WSTOPSIG(status) : 0);
+    }
   }
 }
 
@@ -92,7 +131,14 @@ void SyscallKill::stop() noexcept {
   tracer_ = -1;
 }
 
-Result<SyscallKill> SyscallKill::arm(pid_t pid, unsigned n) {
+Result<SyscallKill> SyscallKill::arm_with_signal(pid_t pid, unsigned n, int signal) {
+  return arm_with(&trace, pid, n, signal);
+}
+Result<SyscallKill> SyscallKill::arm_next_child(pid_t parent, unsigned n) {
+  return arm_with(&trace_next_child, parent, n, SIGKILL);
+}
+
+Result<SyscallKill> SyscallKill::arm_with(Trace trace, pid_t pid, unsigned n, int signal) {
   if (n == 0) return fail(EINVAL, "kill process {} at its system call 0", pid);
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return sys_fail("pipe2(O_CLOEXEC)");
@@ -100,7 +146,10 @@ Result<SyscallKill> SyscallKill::arm(pid_t pid, unsigned n) {
   const pid_t owner = ::getpid();
   const pid_t tracer = ::fork();
   if (tracer < 0) return sys_fail("fork()");
-  if (tracer == 0) trace(pid, n, to.raw(), owner);
+  if (tracer == 0) {
+    trace(pid, n, signal, to.raw(), owner);
+    ::_exit(1);
+  }
   to.close();
   SyscallKill kill{tracer, std::move(reports)};
   Report report{};

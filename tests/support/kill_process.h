@@ -27,7 +27,12 @@ class SyscallKill {
     std::string at;       ///< "entry of system call 47"
   };
   /// n >= 1. ESRCH, EPERM.
-  static Result<SyscallKill> arm(pid_t pid, unsigned n);
+  static Result<SyscallKill> arm(pid_t pid, unsigned n) { return arm_with_signal(pid, n, 9); }
+  /// With another signal; the process runs on, untraced. `killed` says that the signal was sent.
+  static Result<SyscallKill> arm_with_signal(pid_t pid, unsigned n, int signal);
+  /// The same for the next process that `parent` makes, from that one's first instruction on. The parent itself
+  /// is not held up.
+  static Result<SyscallKill> arm_next_child(pid_t parent, unsigned n);
   SyscallKill(SyscallKill&&) noexcept;
   SyscallKill& operator=(SyscallKill&&) = delete;
   ~SyscallKill();  ///< Stops tracing; a process that is not dead by then runs on.
@@ -37,6 +42,8 @@ class SyscallKill {
   Result<Outcome> wait(std::chrono::milliseconds limit);
 
  private:
+  using Trace = void (*)(pid_t pid, unsigned n, int signal, int to, pid_t owner);
+  static Result<SyscallKill> arm_with(Trace trace, pid_t pid, unsigned n, int signal);
   SyscallKill(pid_t tracer, Fd reports) noexcept;
   void stop() noexcept;
   pid_t tracer_;

@@ -1,0 +1,181 @@
+// Each kind of request that a client can make, with what it needs and what the client sees of it; and the
+// fixture of the tests that kill luod's processes meanwhile.
+#pragma once
+#include <cstring>
+#include <memory>
+
+#include "scenario.h"
+
+namespace luo::test {
+
+/// What an operation works on.
+struct Bench {
+  explicit Bench(Luod& l) : luod{l} { renew_client(); }
+  void renew_client() { client = std::make_unique<Client>(luod); }
+  /// A session with two files, outgoing.
+  void make_session() {
+    session = client->create("s");
+    for (const std::uint64_t token : {1U, 2U}) {
+      files.push_back(memfd_with(std::to_string(token)));
+      ASSERT_EQ(luo_preserve_fd(*client, session.raw(), files.back().raw(), token), 0) << luo_last_error();
+    }
+  }
+  void make_incoming() {
+    make_session();
+    RawClient admin = raw_client(luod);
+    const auto crossed = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
+    ASSERT_TRUE(crossed.has_value() && crossed->error() == 0);
+    session.close();
+    renew_client();
+  }
+  void make_retrieved() {
+    make_incoming();
+    session = client->retrieve("s");
+    ASSERT_TRUE(session.valid()) << luo_last_error();
+  }
+  Luod& luod;
+  std::unique_ptr<Client> client;
+  Fd session;
+  std::vector<Fd> files;
+};
+
+struct Operation {
+  const char* name;
+  void (*set_up)(Bench&);
+  std::string (*call)(Bench&);  ///< returns what the client saw
+};
+
+inline std::string errno_or_zero(int r) { return r >= 0 ? "0" : strerrorname_np(-r); }
+
+inline const Operation kOperations[] = {
+    {"hello", [](Bench& b) { b.client.reset(); },
+     [](Bench& b) {
+       b.renew_client();
+       return errno_or_zero(b.client->error());
+     }},
+    {"create", [](Bench&) {},
+     [](Bench& b) {
+       b.session = b.client->create("s");
+       return std::string{b.session.valid() ? "session" : luo_last_error()};
+     }},
+    {"create_again", [](Bench& b) { b.make_session(); },
+     [](Bench& b) { return errno_or_zero(luo_session_create(*b.client, "s")); }},
+    {"retrieve_session", [](Bench& b) { b.make_incoming(); },
+     [](Bench& b) {
+       b.session = b.client->retrieve("s");
+       return std::string{b.session.valid() ? "session" : luo_last_error()};
+     }},
+    {"present",
+     [](Bench& b) {
+       b.make_session();
+       b.renew_client();
+     },
+     [](Bench& b) {
+       char name[LUO_NAME_LENGTH] = {};
+       return errno_or_zero(luo_session_get_name(*b.client, b.session.raw(), name)) + name;
+     }},
+    {"preserve", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       b.files.push_back(memfd_with("3"));
+       return errno_or_zero(luo_preserve_fd(*b.client, b.session.raw(), b.files.back().raw(), 3));
+     }},
+    {"preserve_busy", [](Bench& b) { b.make_session(); },
+     [](Bench& b) { return errno_or_zero(luo_preserve_fd(*b.client, b.session.raw(), b.files[0].raw(), 3)); }},
+    {"preserve_many", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       int fds[5], errors[5];
+       const std::uint64_t tokens[5] = {10, 11, 1, 13, 14};
+       for (int& fd : fds) {
+         b.files.push_back(memfd_with("m"));
+         fd = b.files.back().raw();
+       }
+       fds[3] = -1;
+       std::string text = std::to_string(luo_preserve_many(*b.client, b.session.raw(), fds, tokens, errors, 5));
+       for (const int error : errors) text += fmt::format(" {}", error);
+       return text;
+     }},
+    {"unpreserve", [](Bench& b) { b.make_session(); },
+     [](Bench& b) { return errno_or_zero(luo_unpreserve_fd(*b.client, b.session.raw(), 1)); }},
+    {"retrieve", [](Bench& b) { b.make_retrieved(); },
+     [](Bench& b) {
+       const Fd fd = Fd::adopt(luo_retrieve_fd(*b.client, b.session.raw(), 2));
+       return fd.valid() ? content_of(fd) : luo_last_error();
+     }},
+    {"retrieve_many", [](Bench& b) { b.make_retrieved(); },
+     [](Bench& b) {
+       const std::uint64_t tokens[3] = {2, 7, 1};
+       int fds[3];
+       std::string text = std::to_string(luo_retrieve_many(*b.client, b.session.raw(), tokens, fds, 3));
+       for (const int fd : fds) text += fd < 0 ? fmt::format(" {}", fd) : " " + content_of(Fd::adopt(fd));
+       return text;
+     }},
+    {"tokens", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       std::uint64_t tokens[2] = {};
+       const int n = luo_session_tokens(*b.client, b.session.raw(), tokens, 2);
+       return fmt::format("{} {} {}", n, tokens[0], tokens[1]);
+     }},
+    {"finish", [](Bench& b) { b.make_retrieved(); },
+     [](Bench& b) { return errno_or_zero(luo_session_finish(*b.client, b.session.raw())); }},
+    {"renew", [](Bench& b) { b.make_retrieved(); },
+     [](Bench& b) { return errno_or_zero(luo_session_renew(*b.client, b.session.raw())); }},
+    {"close_outgoing", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       b.session.close();
+       return std::string{};
+     }},
+    {"close_retrieved", [](Bench& b) { b.make_retrieved(); },
+     [](Bench& b) {
+       b.session.close();
+       return std::string{};
+     }},
+    {"disconnect", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       b.client.reset();
+       return std::string{};
+     }},
+    {"cross", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       RawClient admin = raw_client(b.luod);
+       const auto answer = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
+       return answer ? errno_or_zero(-answer->error()) : answer.error().what;
+     }},
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Operation& operation) { return out << operation.name; }
+
+class Kills : public testing::TestWithParam<Operation> {
+ protected:
+  void SetUp() override { ASSERT_TRUE(luod_.running()) << luod_.log(); }
+
+  struct Seen {
+    std::string result, state;
+    bool operator==(const Seen&) const = default;
+    friend std::ostream& operator<<(std::ostream& out, const Seen& seen) { return out << seen.result << '\n' << seen.state; }
+  };
+  /// One run; `around` is called with what to do while something is killed.
+  template <class Around>
+  Seen run(Around around) {
+    Seen seen;
+    {
+      Bench bench{luod_};
+      GetParam().set_up(bench);
+      around([&] { seen.result = GetParam().call(bench); });
+      seen.state = luod_.state();
+    }
+    drop_incoming();
+    return seen;
+  }
+  /// What nobody holds goes with two crossings: the next run finds an empty luod.
+  void drop_incoming() {
+    if (luod_.list()["sessions"].empty()) return;
+    RawClient admin = raw_client(luod_);
+    for (int i = 0; i < 2; ++i) {
+      const auto crossed = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
+      ASSERT_TRUE(crossed.has_value() && crossed->error() == 0);
+    }
+  }
+  Luod luod_;
+};
+
+}  // namespace luo::test
