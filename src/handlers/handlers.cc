@@ -1,14 +1,18 @@
 #include "handlers/handlers.h"
 
+#include "handlers/anonymous.h"
+#include "handlers/device.h"
 #include "handlers/eventfd.h"
 #include "handlers/memfd.h"
+#include "handlers/pidfd.h"
 #include "handlers/pipe.h"
+#include "handlers/regular.h"
 #include "handlers/socket.h"
 
 namespace luo {
 namespace {
 
-constexpr std::string_view kAll = "memfd,socket,eventfd,pipe";
+constexpr std::string_view kAll = "memfd,socket,eventfd,pipe,timerfd,signalfd,inotify,pidfd,device,refused,file";
 
 class Chosen final : public HandlerSet {
  public:
@@ -19,6 +23,13 @@ class Chosen final : public HandlerSet {
     if (name == "socket") return registry_.add(socket_);
     if (name == "eventfd") return registry_.add(eventfd_);
     if (name == "pipe") return registry_.add(pipe_);
+    if (name == "timerfd") return registry_.add(timerfd_);
+    if (name == "signalfd") return registry_.add(signalfd_);
+    if (name == "inotify") return registry_.add(inotify_);
+    if (name == "pidfd") return registry_.add(pidfd_);
+    if (name == "device") return registry_.add(device_);
+    if (name == "refused") return registry_.add(refused_);
+    if (name == "file") return registry_.add(regular_);
     return fail(EINVAL, "there is no handler '{}'; known are: all, {}", name, kAll);
   }
 
@@ -27,6 +38,13 @@ class Chosen final : public HandlerSet {
   handlers::SocketHandler socket_;
   handlers::EventfdHandler eventfd_;
   handlers::PipeHandler pipe_;
+  handlers::AnonymousHandler timerfd_{"timerfd-v1", "anon_inode:[timerfd]", "clockid"};
+  handlers::AnonymousHandler signalfd_{"signalfd-v1", "anon_inode:[signalfd]", ""};  // its mask may be changed
+  handlers::AnonymousHandler inotify_{"inotify-v1", "anon_inode:inotify", ""};
+  handlers::PidfdHandler pidfd_;
+  handlers::DeviceHandler device_;
+  handlers::RefusedHandler refused_;
+  handlers::RegularHandler regular_;
   HandlerRegistry registry_;
 };
 

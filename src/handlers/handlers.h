@@ -14,7 +14,8 @@ class HandlerSet {
   virtual const HandlerRegistry& registry() const noexcept = 0;
 };
 
-/// `list`: "all", or names separated by commas: memfd, socket, eventfd, pipe ("memfd" alone is the kernel's
+/// `list`: "all", or names separated by commas: memfd, socket, eventfd, pipe, timerfd,
+/// signalfd, inotify, pidfd, device, refused, file ("memfd" alone is the kernel's
 /// set). A file goes to the first in the order of the list that can preserve it. Errors: EINVAL, naming
 /// those that are known.
 Result<std::unique_ptr<HandlerSet>> make_handlers(std::string_view list);

@@ -5,6 +5,12 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <linux/magic.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
@@ -73,7 +79,7 @@ struct Handlers : ::testing::Test {
 // --- the choice ---------------------------------------------------------------------------------------
 
 TEST(MakeHandlers, TakesAllOrAList) {
-  EXPECT_EQ((*make_handlers("all"))->registry().all().size(), 4U);
+  EXPECT_EQ((*make_handlers("all"))->registry().all().size(), 11U);
   const auto two = *make_handlers("pipe,memfd");
   ASSERT_EQ(two->registry().all().size(), 2U);
   EXPECT_EQ(two->registry().all()[0]->name(), "pipe-v1");
@@ -99,20 +105,20 @@ TEST_F(Handlers, TakeSharedMemoryWithoutAName) {
   EXPECT_EQ(taker(tmpfile), "memfd-v1");
   const std::string path = std::string{folder.path} + "/f";
   const Fd linked = Fd::adopt(open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
-  EXPECT_EQ(taker(linked), "none");
+  EXPECT_EQ(taker(linked), "file-v1");
   unlink(path.c_str());
   EXPECT_EQ(taker(linked), "memfd-v1");
   const Fd directory = Fd::adopt(open(folder.path, O_DIRECTORY | O_RDONLY | O_CLOEXEC));
   EXPECT_EQ(taker(directory), "none");
 }
 
-TEST_F(Handlers, RefuseHugePages) {
+TEST_F(Handlers, HugePagesAreFilesLikeOthers) {
   const Fd huge = memfd(MFD_CLOEXEC | MFD_HUGETLB);
   if (!huge.valid()) GTEST_SKIP() << "this kernel has no hugetlb memfds";
-  EXPECT_EQ(taker(huge), "none");
+  EXPECT_EQ(taker(huge), "file-v1");
 }
 
-TEST_F(Handlers, RefuseUnlinkedFilesOfOtherFileSystems) {
+TEST_F(Handlers, TakeUnlinkedFilesOfOtherFileSystemsAsFiles) {
   char path[] = "/var/tmp/luo-handlers-XXXXXX";
   const Fd file = Fd::adopt(mkostemp(path, O_CLOEXEC));
   ASSERT_TRUE(file.valid());
@@ -120,7 +126,7 @@ TEST_F(Handlers, RefuseUnlinkedFilesOfOtherFileSystems) {
   struct statfs fs {};
   ASSERT_EQ(fstatfs(file.raw(), &fs), 0);
   if (fs.f_type == TMPFS_MAGIC) GTEST_SKIP() << "/var/tmp is a tmpfs here";
-  EXPECT_EQ(taker(file), "none");
+  EXPECT_EQ(taker(file), "file-v1");
 }
 
 TEST_F(Handlers, TakeUnixTcpAndUdpSockets) {
@@ -140,11 +146,80 @@ TEST_F(Handlers, RefuseRawSockets) {
   EXPECT_EQ(taker(packet), "none");
 }
 
-TEST_F(Handlers, TakeEventfdsAndNoOtherAnonymousFiles) {
+Fd timer(int clock = CLOCK_MONOTONIC) { return Fd::adopt(timerfd_create(clock, TFD_CLOEXEC)); }
+Fd signals() {
+  sigset_t mask;
+  sigemptyset(&mask);
+  sigaddset(&mask, SIGUSR1);
+  return Fd::adopt(signalfd(-1, &mask, SFD_CLOEXEC));
+}
+Fd watches() { return Fd::adopt(inotify_init1(IN_CLOEXEC)); }
+Fd pidfd_of(pid_t pid) { return Fd::adopt(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
+
+TEST_F(Handlers, TakeTheAnonymousFilesThatTheyKnow) {
   EXPECT_EQ(taker(event()), "eventfd-v1");
+  EXPECT_EQ(taker(timer()), "timerfd-v1");
+  EXPECT_EQ(taker(signals()), "signalfd-v1");
+  EXPECT_EQ(taker(watches()), "inotify-v1");
+  EXPECT_EQ(taker(pidfd_of(getpid())), "pidfd-v1");
   EXPECT_EQ(taker(Fd::adopt(epoll_create1(EPOLL_CLOEXEC))), "none");
-  EXPECT_EQ(taker(Fd::adopt(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC))), "none");
-  EXPECT_EQ(taker(Fd::adopt(inotify_init1(IN_CLOEXEC))), "none");
+}
+
+TEST_F(Handlers, AnonymousFilesAreRecognised) {
+  EXPECT_TRUE(comes_back_as("timerfd-v1", timer(), timer()).has_value()) << "two of a kind are told apart by kcmp alone";
+  EXPECT_EQ(comes_back_as("timerfd-v1", timer(), timer(CLOCK_REALTIME)).error().code, ESTALE);
+  EXPECT_EQ(comes_back_as("timerfd-v1", timer(), watches()).error().code, ESTALE);
+  EXPECT_EQ(comes_back_as("signalfd-v1", signals(), timer()).error().code, ESTALE);
+  EXPECT_EQ(comes_back_as("inotify-v1", watches(), memfd()).error().code, ESTALE);
+}
+
+TEST_F(Handlers, PidfdsAreRecognisedByTheProcess) {
+  const Fd mine = pidfd_of(getpid()), parent = pidfd_of(getppid());
+  EXPECT_TRUE(comes_back_as("pidfd-v1", mine, pidfd_of(getpid())).has_value());
+  EXPECT_EQ(comes_back_as("pidfd-v1", mine, parent).error().code, ESTALE);
+  EXPECT_EQ(comes_back_as("pidfd-v1", mine, memfd()).error().code, ESTALE);
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  const Fd ended = pidfd_of(child);
+  const auto data = handler("pidfd-v1").preserve(info_of(ended), SessionId{1}, Token{1});
+  ASSERT_TRUE(data.has_value());
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  EXPECT_TRUE(handler("pidfd-v1").retrieve({ended.raw(), Token{1}, *data}).has_value()) << "it has ended since";
+}
+
+TEST_F(Handlers, FilesAreRecognisedByInodeAndMode) {
+  ShmFolder folder;
+  const std::string path = std::string{folder.path} + "/f";
+  const Fd file = Fd::adopt(open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
+  EXPECT_TRUE(comes_back_as("file-v1", file, file).has_value());
+  EXPECT_EQ(comes_back_as("file-v1", file, Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC))).error().code, ESTALE);
+  EXPECT_EQ(comes_back_as("file-v1", file, memfd()).error().code, ESTALE);
+}
+
+TEST_F(Handlers, RefusedOnesAreToldWhy) {
+  const Fd terminal = Fd::adopt(posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  if (!terminal.valid()) GTEST_SKIP() << "no terminals here";
+  EXPECT_EQ(taker(terminal), "refused-v1");
+  const auto refused = handler("refused-v1").preserve(info_of(terminal), SessionId{1}, Token{1});
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code, EOPNOTSUPP);
+  EXPECT_THAT(refused.error().what, HasSubstr("a terminal belongs to its login session"));
+}
+
+TEST_F(Handlers, VirtualMachinesAreRefused) {
+  const Fd kvm = Fd::adopt(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+  if (!kvm.valid()) GTEST_SKIP() << "no KVM here";
+  const Fd machine = Fd::adopt(ioctl(kvm.raw(), KVM_CREATE_VM, 0));
+  if (!machine.valid()) GTEST_SKIP() << "no KVM here";
+  EXPECT_EQ(taker(machine), "refused-v1");
+}
+
+TEST_F(Handlers, TunIsKnownByItsName) {
+  const Fd tun = Fd::adopt(open("/dev/net/tun", O_RDWR | O_CLOEXEC));
+  if (!tun.valid()) GTEST_SKIP() << "no /dev/net/tun here";
+  EXPECT_EQ(taker(tun), "device-v1");
+  EXPECT_TRUE(comes_back_as("device-v1", tun, tun).has_value());
+  EXPECT_EQ(comes_back_as("device-v1", tun, Fd::adopt(open("/dev/null", O_RDWR | O_CLOEXEC))).error().code, ESTALE);
 }
 
 TEST_F(Handlers, TakePipesButNoFifoWithAName) {

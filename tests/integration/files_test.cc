@@ -1,6 +1,13 @@
 // Files through libluo and a real luod: errno in the order of Linux 7.3, batches, all kinds of files.
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/inotify.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -9,6 +16,8 @@
 #include <sys/un.h>
 
 #include <numeric>
+
+#include <fstream>
 
 #include "scenario.h"
 #include "sys/process.h"
@@ -63,9 +72,9 @@ TEST_F(Files, OfABatchOnlyWhatIsOpenIsTaken) {
 
 TEST_F(Files, KindsThatNobodyTakesAreUnknown) {
   const Fd null = Fd::adopt(open("/dev/null", O_RDWR | O_CLOEXEC));
-  const Fd linked = Fd::adopt(open((luod_.dir() / "file").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  const Fd epoll = Fd::adopt(epoll_create1(EPOLL_CLOEXEC));
   const Fd directory = Fd::adopt(open("/", O_RDONLY | O_CLOEXEC));
-  for (const Fd* fd : {&null, &linked, &directory}) EXPECT_EQ(preserve(*fd, 1), -ENOENT);
+  for (const Fd* fd : {&null, &epoll, &directory}) EXPECT_EQ(preserve(*fd, 1), -ENOENT);
 }
 
 TEST_F(Files, TheSameFileTwiceIsBusy) {
@@ -215,6 +224,62 @@ TEST_P(Batches, PreserveAndRetrieveWithErrorsInTheMiddle) {
   EXPECT_EQ(open_descriptors(getpid()), descriptors);
 }
 INSTANTIATE_TEST_SUITE_P(Sizes, Batches, testing::Values(20, 253, 254, 1000));
+
+TEST_F(Files, ObjectsOfTheKernelGoOnWhereTheyWere) {
+  const Fd timer = Fd::adopt(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
+  itimerspec soon{};
+  soon.it_value.tv_nsec = 50'000'000;
+  ASSERT_EQ(timerfd_settime(timer.raw(), 0, &soon, nullptr), 0);
+  const Fd watch = Fd::adopt(inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  ASSERT_GE(inotify_add_watch(watch.raw(), luod_.dir().path().c_str(), IN_CREATE), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    pause();
+    _exit(0);
+  }
+  const Fd process = Fd::adopt(static_cast<int>(syscall(SYS_pidfd_open, child, 0)));
+  const std::string path = luod_.dir() / "file";
+  const Fd file = Fd::adopt(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)),
+           same = Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(::write(file.raw(), "0123456789", 10), 10);
+  ASSERT_EQ(lseek(file.raw(), 4, SEEK_SET), 4);
+  sigset_t mask;
+  sigemptyset(&mask);
+  sigaddset(&mask, SIGUSR1);
+  const Fd signals = Fd::adopt(signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  const Fd* all[] = {&timer, &watch, &process, &file, &same, &signals};
+  for (std::uint64_t i = 0; i < std::size(all); ++i) {
+    ASSERT_EQ(preserve(*all[i], i), 0) << i << ": " << luo_last_error();
+    EXPECT_EQ(preserve(*all[i], 100 + i), -EBUSY) << i;
+  }
+  const Fd terminal = Fd::adopt(posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  if (terminal.valid()) {
+    EXPECT_EQ(preserve(terminal, 50), -EOPNOTSUPP);
+    EXPECT_NE(std::string{luo_last_error()}.find("login session"), std::string::npos) << luo_last_error();
+  }
+  const Ran updated = luoctl(luod_, {"update", "luod"});
+  ASSERT_EQ(updated.status, 0) << updated.err;
+  cross(luod_);
+  std::ofstream{luod_.dir() / "created while nobody had the watch"};
+  kill(child, SIGKILL);
+
+  const Client after{luod_};
+  const Fd incoming = after.retrieve("s");
+  std::vector<Fd> back;
+  for (std::uint64_t i = 0; i < std::size(all); ++i) {
+    back.push_back(Fd::adopt(luo_retrieve_fd(after, incoming.raw(), i)));
+    ASSERT_TRUE(back.back().valid()) << i << ": " << luo_last_error();
+    EXPECT_TRUE(same_open_file(back.back().raw(), all[i]->raw())) << i;
+  }
+  EXPECT_TRUE(readable(back[0].raw())) << "the timer went off";
+  EXPECT_TRUE(readable(back[1].raw())) << "the file was seen";
+  EXPECT_TRUE(readable(back[2].raw())) << "the process has ended";
+  waitpid(child, nullptr, 0);
+  char rest[16] = {};
+  EXPECT_EQ(::read(back[3].raw(), rest, sizeof rest), 6);
+  EXPECT_STREQ(rest, "456789");
+  EXPECT_EQ(::read(back[4].raw(), rest, 10), 10) << "an offset of its own";
+}
 
 TEST_F(Files, EveryKindCrosses) {
   const auto socket_of = [](int domain, int type) { return Fd::adopt(::socket(domain, type | SOCK_CLOEXEC, 0)); };

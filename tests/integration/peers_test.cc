@@ -51,17 +51,19 @@ TEST_F(Peers, AnErrorThatNoClientCanMeetBreaksTheFraming) {
   }
 }
 
-TEST_F(Peers, WhatARefusedMessageBroughtIsClosedAtOnce) {
-  RawClient client = raw_client(luod_);
-  const RawSession session = raw_session(client, Command::CreateSession, "s");
+TEST_F(Peers, WhatAMessageThatBreaksTheFramingBroughtIsClosedAtOnce) {
   const Fd file = memfd_with("x");
-  std::vector<int> fds(100, file.raw());
+  const std::vector<int> fds(100, file.raw());
   const pid_t worker = luod_.worker();
-  died_rather_than_idled(worker);
+  ASSERT_FALSE(died_rather_than_idled(worker));
   const int before = open_descriptors(worker);
-  // As many handles as there are, none of them this one.
-  const auto refused = client.call(Command::PreserveFd, session.handle + 1000, token_arg(1), {fds.data(), 1});
-  EXPECT_EQ(refused->error(), EBADF);
+  {
+    RawClient client = raw_client(luod_);
+    wire::QueryArg query{};
+    query.size = sizeof query;
+    ASSERT_TRUE(client.post(Command::Query, 0, query, fds).has_value());  // takes none
+    EXPECT_TRUE(client.closed_by_luod());
+  }
   ASSERT_FALSE(died_rather_than_idled(worker));
   EXPECT_EQ(open_descriptors(worker), before);
 }
