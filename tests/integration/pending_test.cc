@@ -290,5 +290,82 @@ TEST_F(Pending, ASuccessorThatGivesUpMeanwhileChangesNothing) {
   EXPECT_EQ(luod_->show("s")["state"], "outgoing");
 }
 
+TEST_F(Pending, AWakeThatComesBeforeTheAnswerCounts) {
+  const Fd file = slow_file('e');
+  const int fd = file.raw();
+  EXPECT_EQ(owner_->call(Command::PreserveFd, session_.handle, token_arg(1), {&fd, 1})->error(), 0);
+  EXPECT_EQ(tokens(), std::vector<int>{1});
+}
+
+TEST_F(Pending, TwoSessionsWaitEachForTheirOwn) {
+  RawClient other = raw_client(*luod_, "other");
+  const RawSession session = raw_session(other, Command::CreateSession, "t");
+  const Fd here = slow_file(), there = slow_file();
+  begin(here, 1);
+  const int fd = there.raw();
+  ASSERT_TRUE(other.post(Command::PreserveFd, session.handle, token_arg(2), {&fd, 1}).has_value());
+  ASSERT_TRUE(until([&] { return asked(2) > 0; }));
+  now(there, 'g');
+  wake();
+  EXPECT_EQ(other.answer()->error(), 0);
+  EXPECT_FALSE(is_answered(*owner_));
+  EXPECT_EQ(preserve(other, session.handle, 3), 0);
+  now(here, 'g');
+  wake();
+  EXPECT_EQ(owner_->answer()->error(), 0);
+}
+
+TEST_F(Pending, EveryKindOfRequestOnTheSessionWaits) {
+  struct Wait {
+    Command command;
+    int error;
+    RawClient client;
+  };
+  std::vector<Wait> waits;
+  std::uint64_t handle = 0;
+  for (const auto& [command, error] : {std::pair{Command::GetName, 0}, {Command::ListTokens, 0}, {Command::Finish, EINVAL},
+                                       {Command::Renew, EINVAL}, {Command::RetrieveFd, EINVAL}, {Command::PreserveFd, EEXIST}})
+    waits.push_back({command, error, second(handle)});
+  const Fd file = slow_file(), more = memfd_with("x");
+  const int fd = more.raw();
+  begin(file, 1);
+  for (Wait& wait : waits) {
+    switch (wait.command) {
+      case Command::GetName: {
+        wire::GetNameArg arg{};
+        arg.size = sizeof arg;
+        ASSERT_TRUE(wait.client.post(wait.command, handle, arg).has_value());
+        break;
+      }
+      case Command::PreserveFd:
+        ASSERT_TRUE(wait.client.post(wait.command, handle, token_arg(1), {&fd, 1}).has_value());
+        break;
+      case Command::RetrieveFd: ASSERT_TRUE(wait.client.post(wait.command, handle, token_arg(1)).has_value()); break;
+      default: ASSERT_TRUE(wait.client.post(wait.command, handle, plain_arg()).has_value());
+    }
+  }
+  others_are_served();
+  for (const Wait& wait : waits) EXPECT_FALSE(is_answered(wait.client)) << static_cast<int>(wait.command);
+  now(file, 'g');
+  wake();
+  EXPECT_EQ(owner_->answer()->error(), 0);
+  for (Wait& wait : waits) EXPECT_EQ(wait.client.answer()->error(), wait.error) << static_cast<int>(wait.command);
+  EXPECT_EQ(tokens(), std::vector<int>{1});
+}
+
+TEST_F(Pending, ItsOwnerDies) {
+  std::uint64_t handle = 0;
+  RawClient other = second(handle);
+  const Fd file = slow_file();
+  begin(file, 1);
+  ASSERT_TRUE(other.post(Command::UnpreserveFd, handle, token_arg(1)).has_value());
+  others_are_served();
+  session_.fd.close();
+  owner_->close();
+  EXPECT_EQ(other.answer()->error(), EBADF);
+  EXPECT_TRUE(luod_->list()["sessions"].empty());
+  others_are_served();
+}
+
 }  // namespace
 }  // namespace luo::test

@@ -1,10 +1,12 @@
 // luod with one more kind of file: memfds named "slow...", whose handler answers later. Their first byte says
-// what it does when it is asked: 'w' it needs more time, 'f' it fails, else the file is taken. A thread of the
+// what it does when it is asked: 'w' it needs more time, 'e' so it does, but calls the waker before it says so,
+// and takes it the next time, 'f' it fails, else the file is taken. A thread of the
 // handler's own calls the waker for each byte that comes through the FIFO $LUO_TEST_WAKE. Linked as stubborn_luod.cc is.
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "handlers/handlers.h"
@@ -25,6 +27,10 @@ class Slow final : public Handler {
     char answer = 0;
     if (pread(file.fd, &answer, 1, 0) != 1) return sys_fail("pread");
     if (answer == 'f') return fail(EREMOTEIO, "it came to nothing");
+    if (answer == 'e' && !std::exchange(woken_early_, true)) {
+      wake_();
+      return fail(EINPROGRESS, "it is ready before it has said that it is not");
+    }
     if (answer != 'w') return HandlerData{};
     listen();
     log(Level::Notice, "[{} waits]", token.raw());
@@ -47,7 +53,7 @@ class Slow final : public Handler {
     }}.detach();
   }
   std::function<void()> wake_;
-  bool listening_ = false;
+  bool listening_ = false, woken_early_ = false;
 };
 
 class Set final : public HandlerSet {
