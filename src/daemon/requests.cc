@@ -17,6 +17,26 @@ using wire::Command;
 constexpr std::uint32_t kMostTries = 8;
 constexpr std::size_t kMostErrorText = 400;
 
+/// Linux hands a peeked message out without its descriptors, and without a word, if it has no memory to list them.
+bool may_have_lost_descriptors(const Received& got, std::span<const std::byte> buffer) {
+  wire::Header header{};
+  if (!got.fds.empty() || got.control_truncated || got.truncated || got.bytes < sizeof header) return false;
+  std::memcpy(&header, buffer.data(), sizeof header);
+  return header.fds != 0 && header.fds <= wire::kMaxFds;
+}
+
+/// Whether it has that memory now: then the message had none. `any` is some descriptor to try it with.
+bool can_peek_descriptors(FdRef any) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) != 0) return false;
+  const Fd from = Fd::adopt(ends[0]), to = Fd::adopt(ends[1]);
+  const std::vector<int> fds(wire::kMaxFds, any.raw);
+  std::byte byte{};
+  if (!send(from, {&byte, 1}, fds, MSG_DONTWAIT)) return false;
+  const auto got = receive(to, {&byte, 1}, MSG_PEEK | MSG_DONTWAIT);
+  return got && (!got->fds.empty() || got->control_truncated);
+}
+
 }  // namespace
 
 void Server::serve(Peer& peer, PeerRec& record) {
@@ -26,9 +46,14 @@ void Server::serve(Peer& peer, PeerRec& record) {
     std::vector<Fd>& fds;
     ~Clear() { fds.clear(); }
   } const clear{received_.fds};
-  if (auto got = receive(FdRef::borrow(record.fd), buffer_, received_, MSG_PEEK | MSG_DONTWAIT); !got) {
-    if (got.error().code != EAGAIN) drop_peer(id, got.error().what);
-    return;
+  for (int round = 0; round < 3; ++round) {
+    if (auto got = receive(FdRef::borrow(record.fd), buffer_, received_, MSG_PEEK | MSG_DONTWAIT); !got) {
+      if (got.error().code == ENOMEM || got.error().code == ENOBUFS) wait_for_memory(peer);
+      else if (got.error().code != EAGAIN) drop_peer(id, got.error().what);
+      return;
+    }
+    if (!may_have_lost_descriptors(received_, buffer_)) break;
+    if (!can_peek_descriptors(wake_fd_)) return wait_for_memory(peer);
   }
   if (received_.eof) return drop_peer(id, "closed");
   const auto datagram = std::span<const std::byte>{buffer_}.first(received_.bytes);

@@ -33,8 +33,8 @@ struct Callbacks {
     sd_event_source_set_enabled(server(context).accept_source_.get(), SD_EVENT_ON);
     return 0;
   }
-  static int send_again(sd_event_source*, std::uint64_t, void* context) {
-    server(context).send_again();
+  static int retry(sd_event_source*, std::uint64_t, void* context) {
+    server(context).retry();
     return 0;
   }
   static int holder(sd_event_source*, int, std::uint32_t, void* context) {
@@ -359,20 +359,31 @@ void Server::on_peer(std::uint64_t id, std::uint32_t revents) {
 /// socket polls writable all the time.
 void Server::wait_to_send(Peer& peer, int code) {
   peer.blocked = true;
-  sd_event_source_set_io_events(peer.io.get(), code == EAGAIN ? static_cast<std::uint32_t>(EPOLLOUT) : 0U);
-  if (code == EAGAIN || send_retry_) return;
-  log(Level::Warning, "the kernel cannot take a message for a client ({}); it waits", errno_text(code));
-  sd_event_source* timer = nullptr;
-  if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 10'000, 0, &Callbacks::send_again,
-                                            this)) >= 0)
-    send_retry_.reset(timer);
-  else sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+  const bool by_time = code != EAGAIN && retry_soon(code);
+  sd_event_source_set_io_events(peer.io.get(), by_time ? 0U : static_cast<std::uint32_t>(EPOLLOUT));
 }
 
-void Server::send_again() {
-  send_retry_.reset();
+void Server::wait_for_memory(Peer& peer) {
+  if (!retry_soon(ENOMEM)) return;
+  peer.parked = true;
+  sd_event_source_set_io_events(peer.io.get(), 0);
+}
+
+bool Server::retry_soon(int code) {
+  if (retry_) return true;
+  log(Level::Warning, "the kernel cannot take a message for a client, or hand one out ({}); it waits", errno_text(code));
+  sd_event_source* timer = nullptr;
+  if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 10'000, 0, &Callbacks::retry, this)) < 0)
+    return false;
+  retry_.reset(timer);
+  return true;
+}
+
+void Server::retry() {
+  retry_.reset();
   for (auto& [id, peer] : peers_)
     if (peer.blocked) sd_event_source_set_io_events(peer.io.get(), EPOLLOUT);
+  wake_parked();
 }
 
 void Server::drop_peer(std::uint64_t id, std::string_view why) {

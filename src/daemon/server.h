@@ -121,7 +121,9 @@ class Server {
   void answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error);
   bool send_answer(Peer& peer, PeerRec& record);  ///< false: blocked or dropped
   void wait_to_send(Peer& peer, int code);     ///< after an error that is_for_later
-  void send_again();
+  void wait_for_memory(Peer& peer);            ///< its request cannot be received at the moment
+  bool retry_soon(int code);
+  void retry();
   void park(Peer& peer, Request& request);
   void wake_parked();
   void no_longer_pending(std::uint64_t peer, std::uint64_t nonce);  ///< nonce 0: any
@@ -223,7 +225,7 @@ class Server {
   Fd wake_fd_;                          ///< eventfd: a handler, perhaps in a thread of its own, has something
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;
-  Source accept_source_, accept_retry_, send_retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_,
+  Source accept_source_, accept_retry_, retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_,
       deadline_source_, probe_source_;
   bool outcomes_due_ = false;        ///< an update has ended, or has moved on
   bool recheck_due_ = false;         ///< who is concerned by an update has changed

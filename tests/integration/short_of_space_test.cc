@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -212,7 +213,10 @@ struct Batches {
         files.push_back(*make_memfd("many", 0));
         numbers.push_back(files.back().raw());
       }
-      LUO_CHECK(client.post(Command::PreserveMany, session, arg, numbers).has_value());
+      if (const auto posted = client.post(Command::PreserveMany, session, arg, numbers); !posted) {
+        ADD_FAILURE() << posted.error().what << " [" << strerrorname_np(posted.error().code) << "]";
+        return posted.error().code;
+      }
       pollfd answered{client.socket().raw, POLLIN, 0};
       while (poll(&answered, 1, 10) == 0)
         if (stop()) return EAGAIN;
@@ -264,7 +268,7 @@ TEST(ShortOfMemory, WhatLuodCannotKeepIsRefusedAndAllElseGoesOn) {
   EXPECT_TRUE(error == ENOMEM || error == ENOSPC || error == EAGAIN) << "it never ran short: " << error;
   EXPECT_EQ(luod.status()["files"], batches.kept);
   EXPECT_EQ(luod.status()["worker_restarts"], 0) << luod.log();
-  EXPECT_EQ(batches.preserve(1, [] { return false; }), 0);
+  EXPECT_EQ(batches.preserve(1, [] { return false; }), 0) << luod.log();
   EXPECT_EQ(luod.stop(), 0);
   RecordProperty("error", error);
 }
