@@ -62,12 +62,8 @@ void Lane::encode(const Request& request) {
       DataSet::key_name(request.key, key_text_);
       RespClient::encode(output_, {"GET", key_text_});
       return;
-    case Op::Incr:
-      RespClient::encode(output_, {"INCR", counter_key_});
-      return;
-    case Op::SharedIncr:
-      RespClient::encode(output_, {"INCR", kSharedCounter});
-      return;
+    case Op::Incr: RespClient::encode(output_, {"INCR", counter_key_}); return;
+    case Op::SharedIncr: RespClient::encode(output_, {"INCR", kSharedCounter}); return;
   }
 }
 
@@ -93,7 +89,8 @@ bool Lane::judge_value(std::uint32_t key, const Reply& reply, TraceRecord& recor
     }
   }
   ++totals_.wrong;
-  totals_.complain(fmt::format("key {} has another value than its version {} ({} bytes)", key, versions_[key], reply.text.size()));
+  totals_.complain(
+      fmt::format("key {} has another value than its version {} ({} bytes)", key, versions_[key], reply.text.size()));
   return false;
 }
 
@@ -104,8 +101,7 @@ bool Lane::judge(const Request& request, const Reply& reply, TraceRecord& record
       versions_[request.key] = request.version;
       maybe_.erase(request.key);
       return true;
-    case Op::Get:
-      return judge_value(request.key, reply, record);
+    case Op::Get: return judge_value(request.key, reply, record);
     case Op::Incr: {
       if (reply.kind != Reply::Kind::Integer) break;
       const std::int64_t least = counter_ + 1;
@@ -145,8 +141,13 @@ luo::Result<> Lane::batch() {
     }
     encode(request);
   }
-  TraceRecord record{.start_ns = now_ns(), .duration_ns = 0, .lane = options_.number,
-                     .requests = static_cast<std::uint16_t>(requests_.size()), .failed = 0, .role = options_.role, .lost = 0};
+  TraceRecord record{.start_ns = now_ns(),
+                     .duration_ns = 0,
+                     .lane = options_.number,
+                     .requests = static_cast<std::uint16_t>(requests_.size()),
+                     .failed = 0,
+                     .role = options_.role,
+                     .lost = 0};
   std::size_t answered = 0;
   luo::Result<> transport = ensure_connected();
   if (transport) transport = client_.send(output_);

@@ -16,12 +16,12 @@ namespace demo {
 
 struct Totals {
   std::uint64_t requests = 0;
-  std::uint64_t failed = 0;       ///< requests without the right answer, whatever the reason
-  std::uint64_t wrong = 0;        ///< of these: answered with a wrong value
-  std::uint64_t lost = 0;         ///< of these: a key that was missing
-  std::uint64_t resets = 0;       ///< connections that ended before their client did
-  std::uint64_t shared_incr = 0;  ///< acknowledged INCRs of the counter that all lanes share
-  std::uint64_t shared_maybe = 0; ///< unacknowledged ones
+  std::uint64_t failed = 0;             ///< requests without the right answer, whatever the reason
+  std::uint64_t wrong = 0;              ///< of these: answered with a wrong value
+  std::uint64_t lost = 0;               ///< of these: a key that was missing
+  std::uint64_t resets = 0;             ///< connections that ended before their client did
+  std::uint64_t shared_incr = 0;        ///< acknowledged INCRs of the counter that all lanes share
+  std::uint64_t shared_maybe = 0;       ///< unacknowledged ones
   std::vector<std::string> complaints;  ///< the first few, for people
 
   void complain(std::string text);
@@ -33,8 +33,8 @@ struct LaneOptions {
   Role role;
   std::uint16_t number;  ///< of this lane; it owns keys number, number + lanes, number + 2 * lanes, …
   std::uint16_t lanes;
-  unsigned depth;        ///< requests in a batch; 1 = wait for each answer
-  unsigned pause_us;     ///< between two batches, 0 = none
+  unsigned depth;     ///< requests in a batch; 1 = wait for each answer
+  unsigned pause_us;  ///< between two batches, 0 = none
 };
 
 /// Sets, gets and increments until told to stop. Used by one thread.
@@ -79,7 +79,7 @@ class Lane {
   std::uint32_t own_keys_;
   std::string counter_key_;
   std::int64_t counter_ = 0;
-  std::int64_t counter_maybe_ = 0;  ///< increments whose answer was lost
+  std::int64_t counter_maybe_ = 0;                          ///< increments whose answer was lost
   std::unordered_map<std::uint32_t, std::uint32_t> maybe_;  ///< key → version of a SET whose answer was lost
   std::vector<Request> requests_;
   RespClient client_;

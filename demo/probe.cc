@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <atomic>
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -52,7 +52,8 @@ luo::Result<Session> make_session(luo_connection* connection, const std::string&
   std::vector<std::uint64_t> tokens(files);
   std::iota(tokens.begin(), tokens.end(), 1U);
   std::vector<int> errors(files);
-  const int done = files == 0 ? 0 : luo_preserve_many(connection, fd, numbers.data(), tokens.data(), errors.data(), files);
+  const int done =
+      files == 0 ? 0 : luo_preserve_many(connection, fd, numbers.data(), tokens.data(), errors.data(), files);
   if (done < 0) return luo_fail(done, "preserve in " + name);
   if (static_cast<unsigned>(done) != files) return luo::fail(EIO, "preserve in {}: only {} of {}", name, done, files);
   return session;
@@ -81,14 +82,20 @@ luo::Result<> run(const Options& options) {
     ++calls;
     if (result == 0 && session.name == name) return true;
     ++failed;
-    complain(result < 0 ? fmt::format("name of {}: {}", session.name, luo_last_error()) : fmt::format("{} is called {}", session.name, name));
+    complain(result < 0 ? fmt::format("name of {}: {}", session.name, luo_last_error())
+                        : fmt::format("{} is called {}", session.name, name));
     return false;
   };
   for (std::size_t turn = 0; !g_stop; ++turn) {
     const std::uint64_t start = now_ns();
     const bool right = ask(sessions[turn % sessions.size()]);
-    LUO_TRY(trace.add({.start_ns = start, .duration_ns = now_ns() - start, .lane = 0, .requests = 1,
-                       .failed = static_cast<std::uint16_t>(right ? 0 : 1), .role = Role::Probe, .lost = 0}));
+    LUO_TRY(trace.add({.start_ns = start,
+                       .duration_ns = now_ns() - start,
+                       .lane = 0,
+                       .requests = 1,
+                       .failed = static_cast<std::uint16_t>(right ? 0 : 1),
+                       .role = Role::Probe,
+                       .lost = 0}));
     if (options.interval_us > 0) ::usleep(options.interval_us);
   }
   LUO_TRY(trace.flush());
@@ -99,8 +106,11 @@ luo::Result<> run(const Options& options) {
     if (there != static_cast<int>(options.files))
       files_lost += options.files - static_cast<unsigned>(std::clamp(there, 0, static_cast<int>(options.files)));
   }
-  const nlohmann::json answer{{"calls", calls}, {"failed_calls", failed}, {"files_lost", files_lost},
-                              {"sessions", options.sessions}, {"files", std::uint64_t{options.sessions} * options.files},
+  const nlohmann::json answer{{"calls", calls},
+                              {"failed_calls", failed},
+                              {"files_lost", files_lost},
+                              {"sessions", options.sessions},
+                              {"files", std::uint64_t{options.sessions} * options.files},
                               {"complaints", complaints}};
   fmt::print("{}\n", answer.dump());
   return {};
@@ -121,7 +131,8 @@ int main(int argc, char** argv) {
   app.add_option("--name", options.name, "of its sessions, with a number behind")->capture_default_str();
   app.add_option("--sessions", options.sessions)->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("--files", options.files, "memfds preserved in each session")->capture_default_str();
-  app.add_option("--interval-us", options.interval_us, "between an answer and the next question")->capture_default_str();
+  app.add_option("--interval-us", options.interval_us, "between an answer and the next question")
+      ->capture_default_str();
   app.add_option("--trace", options.trace, "file for one record of each call (appended)");
   CLI11_PARSE(app, argc, argv);
   struct sigaction stop {};

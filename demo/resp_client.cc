@@ -15,7 +15,8 @@ namespace {
 luo::Result<std::int64_t> parse_number(std::string_view text) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size()) return luo::fail(EPROTO, "number '{}' in an answer", text);
+  if (error != std::errc{} || end != text.data() + text.size())
+    return luo::fail(EPROTO, "number '{}' in an answer", text);
   return value;
 }
 
@@ -123,8 +124,7 @@ luo::Result<> RespClient::receive(Reply& reply) {
       at_ += bytes + 2;
       return {};
     }
-    default:
-      return luo::fail(EPROTO, "an answer starts with '{}'", first[0]);
+    default: return luo::fail(EPROTO, "an answer starts with '{}'", first[0]);
   }
 }
 

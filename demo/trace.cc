@@ -36,7 +36,8 @@ luo::Result<> TraceWriter::flush() {
   const std::size_t bytes = buffer_.size() * sizeof(TraceRecord);
   const ssize_t written = ::write(file_.raw(), buffer_.data(), bytes);
   if (written < 0) return luo::sys_fail("write trace");
-  if (static_cast<std::size_t>(written) != bytes) return luo::fail(ENOSPC, "write trace: only {} of {} bytes", written, bytes);
+  if (static_cast<std::size_t>(written) != bytes)
+    return luo::fail(ENOSPC, "write trace: only {} of {} bytes", written, bytes);
   buffer_.clear();
   return {};
 }

@@ -53,7 +53,7 @@ luo::Result<> load(const Options& options) {
 
 nlohmann::json as_json(const Totals& totals) {
   return {{"requests", totals.requests}, {"failed_requests", totals.failed}, {"wrong_values", totals.wrong},
-          {"keys_lost", totals.lost}, {"resets", totals.resets}, {"complaints", totals.complaints}};
+          {"keys_lost", totals.lost},    {"resets", totals.resets},          {"complaints", totals.complaints}};
 }
 
 /// Connections that do nothing until the end, and must still be there then.
@@ -105,10 +105,15 @@ luo::Result<> run(const Options& options) {
   std::vector<Lane> lanes;
   lanes.reserve(count);
   for (unsigned i = 0; i < count; ++i) {
-    const Role role = i < options.closed ? Role::Closed : i < options.closed + options.pipelined ? Role::Pipelined : Role::Fresh;
-    const LaneOptions lane{.port = options.port, .role = role, .number = static_cast<std::uint16_t>(i),
+    const Role role = i < options.closed                       ? Role::Closed
+                      : i < options.closed + options.pipelined ? Role::Pipelined
+                                                               : Role::Fresh;
+    const LaneOptions lane{.port = options.port,
+                           .role = role,
+                           .number = static_cast<std::uint16_t>(i),
                            .lanes = static_cast<std::uint16_t>(count),
-                           .depth = role == Role::Pipelined ? options.depth : 1, .pause_us = options.pause_us};
+                           .depth = role == Role::Pipelined ? options.depth : 1,
+                           .pause_us = options.pause_us};
     lanes.emplace_back(lane, options.data, versions, LUO_TRY(TraceWriter::open(options.trace)));
   }
   print({{"ready", true}});
@@ -169,8 +174,13 @@ luo::Result<> watch(const Options& options) {
     ++requests;
     if (!answered) ++failed;
     const std::uint64_t end = now_ns();
-    LUO_TRY(trace.add({.start_ns = start, .duration_ns = end - start, .lane = 0, .requests = 1,
-                       .failed = static_cast<std::uint16_t>(answered ? 0 : 1), .role = Role::Closed, .lost = 0}));
+    LUO_TRY(trace.add({.start_ns = start,
+                       .duration_ns = end - start,
+                       .lane = 0,
+                       .requests = 1,
+                       .failed = static_cast<std::uint16_t>(answered ? 0 : 1),
+                       .role = Role::Closed,
+                       .lost = 0}));
     if (!answered && outage == 0) outage = start;
     if (answered && outage != 0) {
       print({{"outage_from_ns", outage}, {"outage_to_ns", end}});
@@ -200,7 +210,8 @@ int main(int argc, char** argv) {
   run_command->add_option("--closed", options.closed, "clients that wait for each answer")->capture_default_str();
   run_command->add_option("--pipelined", options.pipelined, "clients that send batches")->capture_default_str();
   run_command->add_option("--fresh", options.fresh, "clients that connect for each request")->capture_default_str();
-  run_command->add_option("--idle", options.idle, "connections that only have to be alive at the end")->capture_default_str();
+  run_command->add_option("--idle", options.idle, "connections that only have to be alive at the end")
+      ->capture_default_str();
   run_command->add_option("--depth", options.depth, "of a batch")->capture_default_str()->check(CLI::Range(1, 1024));
   run_command->add_option("--pause-us", options.pause_us, "between two requests")->capture_default_str();
   auto* watch_command = app.add_subcommand("watch", "GET until SIGTERM, through outages, and say how long they were");
@@ -212,7 +223,9 @@ int main(int argc, char** argv) {
   sigaction(SIGTERM, &stop, nullptr);
   sigaction(SIGINT, &stop, nullptr);
 
-  const luo::Result<> done = load_command->parsed() ? load(options) : run_command->parsed() ? run(options) : watch(options);
+  const luo::Result<> done = load_command->parsed()  ? load(options)
+                             : run_command->parsed() ? run(options)
+                                                     : watch(options);
   if (done) return 0;
   fmt::print(stderr, "luo-verify: {}\n", done.error());
   return 1;

@@ -92,7 +92,8 @@ const Interpreter::Command* Interpreter::find(std::string_view name) noexcept {
   constexpr std::size_t kSlots = 128;
   constexpr auto slot_of = [](std::string_view word) {
     return (word.size() * 29 + static_cast<unsigned char>(lower(word.front())) * 5 +
-            static_cast<unsigned char>(lower(word.back())) * 11) % kSlots;
+            static_cast<unsigned char>(lower(word.back())) * 11) %
+           kSlots;
   };
   static const auto kIndex = [&] {
     std::array<const Command*, kSlots> index{};

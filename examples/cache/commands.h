@@ -14,7 +14,7 @@ namespace luo::cache {
 /// What INFO, CONFIG GET and HELLO tell about the process; the server keeps it up to date.
 struct Facts {
   std::string version;
-  std::string session;       ///< empty: --no-luo
+  std::string session;  ///< empty: --no-luo
   std::string bind;
   std::string unix_socket;
   int port = 0;

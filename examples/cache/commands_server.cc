@@ -70,7 +70,8 @@ void Interpreter::auth(Call& call) {
 void Interpreter::hello(Call& call) {
   if (call.size() >= 2) {
     std::int64_t version = 0;
-    if (!parse_integer(call[1], version)) return call.reply.error("ERR Protocol version is not an integer or out of range");
+    if (!parse_integer(call[1], version))
+      return call.reply.error("ERR Protocol version is not an integer or out of range");
     if (version != 2) return call.reply.error("NOPROTO unsupported protocol version");
   }
   std::string_view name;
@@ -234,30 +235,27 @@ void Interpreter::info(Call& call) {
     text += fmt::format("# {}\r\n{}", title, lines);
   };
   const std::int64_t uptime_s = (call.now_ms - facts_.started_ms) / 1000;
-  section("Server",
-          fmt::format("redis_version:{}\r\nluo_cache_version:{}\r\nredis_mode:standalone\r\nprocess_id:{}\r\n"
-                      "tcp_port:{}\r\nuptime_in_seconds:{}\r\n",
-                      kCompatibleVersion, facts_.version, ::getpid(), facts_.port, uptime_s));
+  section("Server", fmt::format("redis_version:{}\r\nluo_cache_version:{}\r\nredis_mode:standalone\r\nprocess_id:{}\r\n"
+                                "tcp_port:{}\r\nuptime_in_seconds:{}\r\n",
+                                kCompatibleVersion, facts_.version, ::getpid(), facts_.port, uptime_s));
   section("Clients", fmt::format("connected_clients:{}\r\n", facts_.clients));
-  section("Memory",
-          fmt::format("used_memory:{}\r\nused_memory_human:{}\r\nused_memory_blocks:{}\r\narena_bytes:{}\r\n"
-                      "maxmemory:{}\r\nmaxmemory_human:{}\r\nmaxmemory_policy:noeviction\r\n",
-                      memory.used_bytes, human_bytes(memory.used_bytes), memory.blocks, memory.committed_bytes,
-                      facts_.maxmemory, human_bytes(facts_.maxmemory)));
+  section("Memory", fmt::format("used_memory:{}\r\nused_memory_human:{}\r\nused_memory_blocks:{}\r\narena_bytes:{}\r\n"
+                                "maxmemory:{}\r\nmaxmemory_human:{}\r\nmaxmemory_policy:noeviction\r\n",
+                                memory.used_bytes, human_bytes(memory.used_bytes), memory.blocks,
+                                memory.committed_bytes, facts_.maxmemory, human_bytes(facts_.maxmemory)));
   section("Persistence", "loading:0\r\n");
-  section("Stats",
-          fmt::format("total_connections_received:{}\r\ntotal_commands_processed:{}\r\nexpired_keys:{}\r\n"
-                      "refused_writes:{}\r\n",
-                      counters_.connections, counters_.commands, counters_.expired, counters_.refused_writes));
+  section("Stats", fmt::format("total_connections_received:{}\r\ntotal_commands_processed:{}\r\nexpired_keys:{}\r\n"
+                               "refused_writes:{}\r\n",
+                               counters_.connections, counters_.commands, counters_.expired, counters_.refused_writes));
   section("Replication", "role:master\r\nconnected_slaves:0\r\n");
-  section("Luo", fmt::format("generation:{}\r\nsession:{}\r\nluod_connected:{}\r\nlast_pause_us:{}\r\n"
-                             "data_age_seconds:{}\r\n",
-                             counters_.generation, facts_.session, facts_.luod_connected ? 1 : 0,
-                             counters_.last_pause_us,
-                             call.now_ms / 1000 - static_cast<std::int64_t>(counters_.created_unix_s)));
-  section("Keyspace", table_.size() == 0 ? std::string{}
-                                         : fmt::format("db0:keys={},expires={},avg_ttl=0\r\n", table_.size(),
-                                                       table_.expiring()));
+  section("Luo",
+          fmt::format("generation:{}\r\nsession:{}\r\nluod_connected:{}\r\nlast_pause_us:{}\r\n"
+                      "data_age_seconds:{}\r\n",
+                      counters_.generation, facts_.session, facts_.luod_connected ? 1 : 0, counters_.last_pause_us,
+                      call.now_ms / 1000 - static_cast<std::int64_t>(counters_.created_unix_s)));
+  section("Keyspace", table_.size() == 0
+                          ? std::string{}
+                          : fmt::format("db0:keys={},expires={},avg_ttl=0\r\n", table_.size(), table_.expiring()));
   call.reply.bulk(text);
 }
 

@@ -12,7 +12,7 @@ constexpr std::size_t kLargestValue = 512U << 20;
 
 struct SetOptions {
   bool nx = false, xx = false, get = false, keep_ttl = false;
-  std::int64_t unit_ms = 0;      // 0: no expire time given
+  std::int64_t unit_ms = 0;  // 0: no expire time given
   bool absolute = false;
   std::string_view expire;
 };
@@ -150,8 +150,7 @@ void Interpreter::mset(Call& call) {
 void Interpreter::append(Call& call) {
   const Table::Place place = table_.find(call.tx(), call[1], call.now_ms);
   const std::size_t length = (place.entry != nullptr ? place.entry->value_bytes : 0) + call[2].size();
-  if (length > kLargestValue)
-    return call.reply.error("ERR string exceeds maximum allowed size (proto-max-bulk-len)");
+  if (length > kLargestValue) return call.reply.error("ERR string exceeds maximum allowed size (proto-max-bulk-len)");
   if (place.entry == nullptr) {
     if (!put(call, place, call[1], call[2], 0)) return;
   } else if (!table_.append(call.tx(), place, call[2])) {

@@ -149,9 +149,9 @@ TEST(Commands, InfoNamesWhatOperatorsLookFor) {
   Rig rig;
   EXPECT_EQ(rig.command({"SET", "k", "v"}), "+OK\r\n");
   const std::string info = rig.command({"INFO"});
-  for (const char* wanted : {"# Server\r\n", "process_id:", "used_memory:", "maxmemory:0\r\n",
-                             "total_commands_processed:2\r\n", "# Luo\r\ngeneration:0\r\n", "last_pause_us:0\r\n",
-                             "db0:keys=1,expires=0"})
+  for (const char* wanted :
+       {"# Server\r\n", "process_id:", "used_memory:", "maxmemory:0\r\n", "total_commands_processed:2\r\n",
+        "# Luo\r\ngeneration:0\r\n", "last_pause_us:0\r\n", "db0:keys=1,expires=0"})
     EXPECT_THAT(info, HasSubstr(wanted));
   EXPECT_THAT(rig.command({"INFO", "keyspace"}), MatchesRegex("\\$[0-9]+\r\n# Keyspace\r\ndb0:keys=1[^#]*"));
 }
@@ -284,8 +284,8 @@ TEST(Kill, LeavesTheTableWhole) {
       for (unsigned i = 0;; ++i) {
         const std::string n = std::to_string(i % 997);
         const std::string size(i % 1300, 'v');
-        rig.talk(fmt::format("MSET a{0} {1} b{0} {1} c{0} {1}\r\nINCR x\r\nINCR y\r\nAPPEND z{0} {2}.\r\nDEL z{0}\r\n", n,
-                             i, size));
+        rig.talk(fmt::format("MSET a{0} {1} b{0} {1} c{0} {1}\r\nINCR x\r\nINCR y\r\nAPPEND z{0} {2}.\r\nDEL z{0}\r\n",
+                             n, i, size));
         if (i % 5000 == 4999) rig.talk("FLUSHALL\r\n");
       }
     }

@@ -8,9 +8,9 @@ namespace luo::cache {
 
 /// How much one peer may make us keep.
 struct ConnectionLimits {
-  std::size_t request_bytes = 1U << 30;  ///< one request
-  std::size_t output_pause = 256U << 20; ///< while more waits to be sent, its requests wait too
-  std::size_t output_bytes = 1U << 30;   ///< one answer on top of that: the connection is closed
+  std::size_t request_bytes = 1U << 30;   ///< one request
+  std::size_t output_pause = 256U << 20;  ///< while more waits to be sent, its requests wait too
+  std::size_t output_bytes = 1U << 30;    ///< one answer on top of that: the connection is closed
   RequestLimits request;
   /// As the defaults, but within what `maxmemory` (0 = no limit) lets one peer use.
   static ConnectionLimits within(std::uint64_t maxmemory) noexcept;

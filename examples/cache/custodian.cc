@@ -110,10 +110,10 @@ class Custodian::Worker {
   milliseconds retry_ = kFirstRetry;
   std::uint64_t update_ = 0;  // the one that is being prepared
   bool preparing_ = false;
-  bool simulated_ = false;    // and it is one that ends this side, as a kexec would
+  bool simulated_ = false;          // and it is one that ends this side, as a kexec would
   std::uint64_t quiesced_for_ = 0;  // the update for which the loop has stopped last
-  bool missing_ = false;      // some of files_ are not preserved
-  bool crossed_ = false;      // there is nothing left to keep
+  bool missing_ = false;            // some of files_ are not preserved
+  bool crossed_ = false;            // there is nothing left to keep
   bool stop_ = false;
 };
 
@@ -273,8 +273,7 @@ void Custodian::Worker::preserve_missing() {
   }
   if (fds.empty()) return;
   std::vector<int> errors(fds.size(), 0);
-  const int kept = luo_preserve_many(luod_, session_.raw(), fds.data(), tokens.data(), errors.data(),
-                                     fds.size());
+  const int kept = luo_preserve_many(luod_, session_.raw(), fds.data(), tokens.data(), errors.data(), fds.size());
   const std::string why = luo_last_error();
   if (!still_there(kept, "preserve connections")) return;
   std::size_t refused = 0;

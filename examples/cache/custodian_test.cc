@@ -9,9 +9,9 @@
 namespace luo::cache {
 namespace {
 
-using luo::test::RawClient;
 using luo::test::raw_client;
 using luo::test::raw_session;
+using luo::test::RawClient;
 using wire::Command;
 
 class CustodianOfASession : public ::testing::Test {
@@ -43,7 +43,8 @@ class CustodianOfASession : public ::testing::Test {
   Update begin_update() {
     const auto offer = admin_.call(Command::UpdateService, 0, luo::test::update_arg("s", 20'000));
     LUO_CHECK(offer.has_value() && offer->error() == 0);
-    Update update{offer->as<wire::UpdateArg>(), raw_client(luod_, "successor", offer->as<wire::UpdateArg>().ticket), {}};
+    Update update{
+        offer->as<wire::UpdateArg>(), raw_client(luod_, "successor", offer->as<wire::UpdateArg>().ticket), {}};
     update.session = raw_session(update.successor, Command::RetrieveSession, "s");
     LUO_CHECK(update.successor.post(Command::TakeOver, update.session.handle, luo::test::wait_arg(20'000)).has_value());
     return update;

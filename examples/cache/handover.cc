@@ -103,9 +103,10 @@ Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, std:
   std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}, {listeners.tcp.raw(), kTcpToken}};
   if (listeners.unix_socket.valid()) kept.push_back({listeners.unix_socket.raw(), kUnixToken});
   for (const KeptFile& file : kept)
-    LUO_TRY(checked(luo_preserve_fd(custodian->luod(), session.raw(), file.fd, file.token), "preserve the cache's files"));
-  auto server = LUO_TRY(Server::create(
-      {.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
+    LUO_TRY(
+        checked(luo_preserve_fd(custodian->luod(), session.raw(), file.fd, file.token), "preserve the cache's files"));
+  auto server = LUO_TRY(
+      Server::create({.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
   Custodian& keeper = *custodian;
   LUO_TRY(keeper.start(std::move(session), kept));
   LUO_TRY(server->keep_with(std::move(custodian)));
@@ -133,8 +134,8 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std
   LUO_TRY(note_addresses(facts, listeners));
 
   Store& data = *store;
-  auto server = LUO_TRY(Server::create(
-      {.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
+  auto server = LUO_TRY(
+      Server::create({.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
   // An owner that died instead of stopping may have sent or received what its records do not tell: such
   // connections are closed. The data is whole all the same, it changes by transactions.
   const bool stopped = data.counters().quiesced_ns != 0;
@@ -187,7 +188,8 @@ Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts fa
     std::optional<kho::WarmArena> warm;
     if (luo_is_successor(luod) != 0) {
       // The running one serves while our mapping of its memory fills; only then it is asked to stop.
-      if (const FdRef memfd = incoming.peek(kArenaToken); memfd.raw >= 0) warm = LUO_TRY(kho::Arena::warm(memfd, kLayout));
+      if (const FdRef memfd = incoming.peek(kArenaToken); memfd.raw >= 0)
+        warm = LUO_TRY(kho::Arena::warm(memfd, kLayout));
       LUO_TRY(checked(luo_session_take_over(luod, retrieved, kTakeOverMs), "wait for the running luo-cache"));
       LUO_TRY(incoming.refresh());  // what has come and gone since
     }

@@ -46,11 +46,12 @@ Result<Fd> listen_tcp(const std::string& address, std::uint16_t port) {
 Result<Fd> listen_unix(const std::string& path) {
   sockaddr_un address{};
   if (path.empty() || path.size() >= sizeof address.sun_path)
-    return fail(ENAMETOOLONG, "a Unix socket's path has 1 to {} bytes, not {}", sizeof address.sun_path - 1, path.size());
+    return fail(ENAMETOOLONG, "a Unix socket's path has 1 to {} bytes, not {}", sizeof address.sun_path - 1,
+                path.size());
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   const auto* generic = reinterpret_cast<const sockaddr*>(&address);
-  struct stat found{};
+  struct stat found {};
   if (::lstat(path.c_str(), &found) == 0 && S_ISSOCK(found.st_mode)) {
     const Fd probe = Fd::adopt(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (!probe.valid()) return sys_fail("socket");

@@ -83,7 +83,8 @@ class Verifier {
       std::string batch;
       for (int i = 1; i <= pipeline; ++i) {
         const long n = count_ + i;
-        batch += request({"INCR", name}) + request({"SET", fmt::format("{}:{}", name, n % 100), filler + std::to_string(n)}) +
+        batch += request({"INCR", name}) +
+                 request({"SET", fmt::format("{}:{}", name, n % 100), filler + std::to_string(n)}) +
                  request({"GET", fmt::format("{}:{}", name, n % 100)});
       }
       if (!client_.send(batch)) wrong_ = "cannot send";
@@ -98,7 +99,8 @@ class Verifier {
   }
   void expect(const std::string& wanted) {
     const std::string got = client_.answer();
-    if (wrong_.empty() && got != wanted) wrong_ = fmt::format("request {}: got '{}', not '{}'", count_.load(), got, wanted);
+    if (wrong_.empty() && got != wanted)
+      wrong_ = fmt::format("request {}: got '{}', not '{}'", count_.load(), got, wanted);
   }
 
   RespClient client_;

@@ -65,7 +65,8 @@ int main(int argc, char** argv) {
   cache::say_ready(options, facts);
   const auto ending = (*server)->run();
   if (!ending) log(Level::Error, "{}", ending.error());
-  if (ending && *ending == cache::Server::Ending::Stopped && !facts.unix_socket.empty()) ::unlink(facts.unix_socket.c_str());
+  if (ending && *ending == cache::Server::Ending::Stopped && !facts.unix_socket.empty())
+    ::unlink(facts.unix_socket.c_str());
   // Nothing is torn down: the custodian may be waiting for luod, and the end of the process closes all
   // there is to close.
   ::_exit(ending ? 0 : 1);

@@ -37,9 +37,16 @@ bool parse_size(const std::string& text, std::uint64_t& bytes) noexcept {
   std::string unit{end, text.data() + text.size()};
   for (char& c : unit)
     if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + ('a' - 'A'));
-  constexpr std::pair<const char*, std::uint64_t> kUnits[] = {
-      {"", 1},         {"b", 1},           {"k", 1000},          {"kb", 1ULL << 10},        {"m", 1'000'000},
-      {"mb", 1 << 20}, {"g", 1'000'000'000}, {"gb", 1ULL << 30}, {"t", 1'000'000'000'000}, {"tb", 1ULL << 40}};
+  constexpr std::pair<const char*, std::uint64_t> kUnits[] = {{"", 1},
+                                                              {"b", 1},
+                                                              {"k", 1000},
+                                                              {"kb", 1ULL << 10},
+                                                              {"m", 1'000'000},
+                                                              {"mb", 1 << 20},
+                                                              {"g", 1'000'000'000},
+                                                              {"gb", 1ULL << 30},
+                                                              {"t", 1'000'000'000'000},
+                                                              {"tb", 1ULL << 40}};
   for (const auto& [name, factor] : kUnits)
     if (unit == name) return !__builtin_mul_overflow(bytes, factor, &bytes);
   return false;

@@ -9,12 +9,12 @@ namespace luo::cache {
 struct Options {
   std::uint16_t port = 6390;
   std::string bind = "127.0.0.1";
-  std::string unix_socket;    ///< empty: none
+  std::string unix_socket;  ///< empty: none
   std::string session = "cache";
-  std::string luod;           ///< empty: libluo's default
+  std::string luod;  ///< empty: libluo's default
   bool use_luod = true;
   std::uint64_t maxmemory = 0;
-  int ready_fd = -1;          ///< gets "PORT\n" when requests are served
+  int ready_fd = -1;  ///< gets "PORT\n" when requests are served
 };
 
 /// The options, or the exit status of a program that has said all (help, version, an error).

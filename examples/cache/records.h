@@ -19,9 +19,9 @@ inline constexpr unsigned kRootSlot = 0;
 
 /// One key and its value, in one block: this header, the key's bytes, the value's bytes, slack.
 struct Entry {
-  std::uint64_t next;       ///< Entry of the same bucket, 0 at the end
-  std::uint64_t hash;       ///< kept, so that splitting a bucket reads no keys
-  std::int64_t expire_ms;   ///< CLOCK_REALTIME, 0 = never
+  std::uint64_t next;      ///< Entry of the same bucket, 0 at the end
+  std::uint64_t hash;      ///< kept, so that splitting a bucket reads no keys
+  std::int64_t expire_ms;  ///< CLOCK_REALTIME, 0 = never
   std::uint32_t key_bytes;
   std::uint32_t value_bytes;
 
@@ -46,8 +46,8 @@ struct TableRecord {
   std::uint64_t directory_room;  ///< how many fit
   std::uint64_t buckets;         ///< in use, at least one segment's
   std::uint64_t entries;
-  std::uint64_t expiring;        ///< entries with an expire time
-  std::uint64_t dead;            ///< DeadTable list
+  std::uint64_t expiring;  ///< entries with an expire time
+  std::uint64_t dead;      ///< DeadTable list
 };
 
 /// A stretch of bytes in a block: [begin, end) is full, [end, room) is free.
@@ -61,12 +61,12 @@ struct BufferRecord {
 struct ConnectionRecord {
   std::uint64_t next;  ///< in the list of all
   std::uint64_t previous;
-  std::uint64_t token;  ///< of its socket in the session
-  BufferRecord input;   ///< received, not executed
-  BufferRecord output;  ///< answered, not sent
+  std::uint64_t token;    ///< of its socket in the session
+  BufferRecord input;     ///< received, not executed
+  BufferRecord output;    ///< answered, not sent
   std::uint32_t closing;  ///< close when the output is sent
   std::uint32_t name_bytes;
-  char name[64];        ///< CLIENT SETNAME
+  char name[64];  ///< CLIENT SETNAME
 };
 
 struct CacheRecord {
@@ -85,12 +85,12 @@ inline constexpr std::uint64_t kFirstConnectionToken = 16;
 struct Counters {
   std::uint64_t commands;
   std::uint64_t connections;
-  std::uint64_t generation;       ///< handovers so far
-  std::uint64_t quiesced_ns;      ///< CLOCK_MONOTONIC when the last owner stopped, 0 = none did
-  std::uint64_t last_pause_us;    ///< from there to the first moment the next one served
+  std::uint64_t generation;     ///< handovers so far
+  std::uint64_t quiesced_ns;    ///< CLOCK_MONOTONIC when the last owner stopped, 0 = none did
+  std::uint64_t last_pause_us;  ///< from there to the first moment the next one served
   std::uint64_t created_unix_s;
   std::uint64_t expired;
-  std::uint64_t refused_writes;   ///< for maxmemory
+  std::uint64_t refused_writes;  ///< for maxmemory
 };
 static_assert(sizeof(Counters) <= kho::Arena::kControlBytes);
 

@@ -160,8 +160,7 @@ RequestParser::Status RequestParser::parse_inline(std::string_view bytes) {
         ++i;
       } else if (quote != 0 && c == quote) {
         quote = 0;
-        if (i + 1 < line.size() && !is_blank(line[i + 1]))
-          return bad("Protocol error: unbalanced quotes in request");
+        if (i + 1 < line.size() && !is_blank(line[i + 1])) return bad("Protocol error: unbalanced quotes in request");
       } else {
         unquoted_.push_back(c);
       }

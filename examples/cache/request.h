@@ -52,13 +52,13 @@ class RequestParser {
   RequestLimits limits_;
   bool started_ = false;
   bool array_ = false;
-  std::int64_t left_ = -1;        // arguments still to come; -1: the header is
-  std::int64_t bulk_ = -1;        // length of the one that is being read; -1: its header is
-  std::size_t at_ = 0;            // parsed up to here
-  std::size_t seen_ = 0;          // no line end before here
+  std::int64_t left_ = -1;  // arguments still to come; -1: the header is
+  std::int64_t bulk_ = -1;  // length of the one that is being read; -1: its header is
+  std::size_t at_ = 0;      // parsed up to here
+  std::size_t seen_ = 0;    // no line end before here
   std::vector<Slice> slices_;
   std::vector<std::string_view> arguments_;
-  std::string unquoted_;          // inline arguments after removal of quotes
+  std::string unquoted_;  // inline arguments after removal of quotes
   std::string error_;
 };
 

@@ -48,8 +48,8 @@ const std::string kStream =
     "set 'a b' \"c\\x41\\n\"\n"
     "*0\r\n"
     "*2\r\n$3\r\nGET\r\n$0\r\n\r\n";
-const std::vector<Arguments> kRequests = {
-    {"SET", "key", "a\r\nb\n"}, {"PING"}, {"PING"}, {}, {"set", "a b", "cA\n"}, {}, {"GET", ""}};
+const std::vector<Arguments> kRequests = {{"SET", "key", "a\r\nb\n"}, {"PING"}, {"PING"},   {},
+                                          {"set", "a b", "cA\n"},     {},       {"GET", ""}};
 
 TEST(RequestParser, ParsesAStreamAtOnce) { EXPECT_EQ(parse_all(kStream), kRequests); }
 

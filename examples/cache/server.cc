@@ -132,17 +132,14 @@ Result<> Server::wait_quiesced() {
   return {};
 }
 
-int Server::poll_timeout_ms() const noexcept {
-  return store_->table().has_dead() ? 0 : static_cast<int>(kTickMs);
-}
+int Server::poll_timeout_ms() const noexcept { return store_->table().has_dead() ? 0 : static_cast<int>(kTickMs); }
 
 void Server::serve(Connection& connection, std::uint32_t events) {
   if (connection.socket().raw < 0) return;  // dropped earlier in this round
   auto state = Connection::State::Open;
   if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 && (connection.watched & EPOLLIN) != 0)
     state = connection.receive(*store_);
-  else if ((events & (EPOLLERR | EPOLLHUP)) != 0)
-    state = Connection::State::Closed;
+  else if ((events & (EPOLLERR | EPOLLHUP)) != 0) state = Connection::State::Closed;
   if (state == Connection::State::Open) state = connection.work(*store_, interpreter_, now_ms_);
   after_work(connection, state);
 }
@@ -156,9 +153,8 @@ void Server::after_work(Connection& connection, Connection::State state) {
 }
 
 void Server::rewatch(Connection& connection) {
-  const std::uint32_t wanted =
-      (connection.wants_to_receive() ? std::uint32_t{EPOLLIN} : 0U) |
-      (connection.wants_to_send() ? std::uint32_t{EPOLLOUT} : 0U);
+  const std::uint32_t wanted = (connection.wants_to_receive() ? std::uint32_t{EPOLLIN} : 0U) |
+                               (connection.wants_to_send() ? std::uint32_t{EPOLLOUT} : 0U);
   if (wanted == connection.watched) return;
   connection.watched = wanted;
   if (auto watched = watch(connection.socket(), &connection, wanted, EPOLL_CTL_MOD); !watched) drop(connection);

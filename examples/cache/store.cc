@@ -23,8 +23,7 @@ Result<> check_buffer(const kho::Arena& arena, const BufferRecord& buffer, std::
 Result<std::unique_ptr<Store>> Store::create(std::uint64_t maxmemory) {
   // A value may be in a buffer, in the table and in an output at the same time.
   const std::uint64_t reserved = std::clamp<std::uint64_t>(4 * maxmemory, kLeastReserved, 16ULL << 40);
-  kho::Arena arena = LUO_TRY(
-      kho::Arena::create({.name = "luo-cache", .layout = kLayout, .max_size = Bytes{reserved}}));
+  kho::Arena arena = LUO_TRY(kho::Arena::create({.name = "luo-cache", .layout = kLayout, .max_size = Bytes{reserved}}));
   CacheRecord* record = nullptr;
   {
     kho::Tx tx{arena};
@@ -41,13 +40,14 @@ Result<std::unique_ptr<Store>> Store::create(std::uint64_t maxmemory) {
 }
 
 Result<std::unique_ptr<Store>> Store::open(Fd memfd, std::optional<kho::WarmArena> warm) {
-  kho::Arena arena = LUO_TRY_DURING("open the cache's memory",
-                                    warm ? kho::Arena::open(std::move(memfd), kLayout, *std::move(warm))
-                                         : kho::Arena::open(std::move(memfd), kLayout));
+  kho::Arena arena =
+      LUO_TRY_DURING("open the cache's memory", warm ? kho::Arena::open(std::move(memfd), kLayout, *std::move(warm))
+                                                     : kho::Arena::open(std::move(memfd), kLayout));
   auto* record = arena.checked(kho::Ref<CacheRecord>{arena.root(kRootSlot).raw()});
   if (record == nullptr) return fail(EBADMSG, "the cache's arena has no root record");
   const TableRecord& table = record->table;
-  if (table.buckets == 0 || !arena.is_allocated(PhysAddr{table.directory}, table.directory_room * sizeof(std::uint64_t)))
+  if (table.buckets == 0 ||
+      !arena.is_allocated(PhysAddr{table.directory}, table.directory_room * sizeof(std::uint64_t)))
     return fail(EBADMSG, "the cache's table has no directory");
   std::unique_ptr<Store> store{new Store{std::move(arena), record}};
   LUO_TRY(store->check_connections());

@@ -26,7 +26,9 @@ class Store {
   void remove_connection(ConnectionRecord& record);
   /// Any connection, or the one after `record`; nullptr: no more.
   ConnectionRecord* first_connection() const noexcept { return connection_at(record_->connections); }
-  ConnectionRecord* next_connection(const ConnectionRecord& record) const noexcept { return connection_at(record.next); }
+  ConnectionRecord* next_connection(const ConnectionRecord& record) const noexcept {
+    return connection_at(record.next);
+  }
 
   /// Everything that can be checked, keys included. O(n). EBADMSG.
   Result<> check() const;
@@ -35,7 +37,9 @@ class Store {
   Store(kho::Arena arena, CacheRecord* record) noexcept : arena_{std::move(arena)}, record_{record} {
     table_ = std::make_unique<Table>(arena_, &record_->table);
   }
-  ConnectionRecord* connection_at(std::uint64_t at) const noexcept { return arena_.get(kho::Ref<ConnectionRecord>{at}); }
+  ConnectionRecord* connection_at(std::uint64_t at) const noexcept {
+    return arena_.get(kho::Ref<ConnectionRecord>{at});
+  }
   Result<> check_connections() const;
 
   kho::Arena arena_;

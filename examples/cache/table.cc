@@ -86,8 +86,8 @@ Entry* Table::peek(std::string_view key, std::int64_t now_ms) const noexcept {
 }
 
 // Gives the entry a fresh block with value head + tail, and room for `slack` more.
-Result<> Table::replace(kho::Tx& tx, Place place, std::string_view head, std::string_view tail,
-                        std::int64_t expire_ms, std::size_t slack) {
+Result<> Table::replace(kho::Tx& tx, Place place, std::string_view head, std::string_view tail, std::int64_t expire_ms,
+                        std::size_t slack) {
   Entry* old = place.entry;
   const std::size_t bytes = sizeof(Entry) + old->key_bytes + head.size() + tail.size();
   const PhysAddr block = LUO_TRY(tx.allocate(bytes + slack));
@@ -293,7 +293,8 @@ Result<> Table::check() const {
     for (std::uint64_t here = *bucket(i); here != 0; ++entries) {
       if (entries > record_->entries) return fail(EBADMSG, "table: more entries than the {} counted", record_->entries);
       Entry* entry = arena_->checked(kho::Ref<Entry>{here});
-      if (entry == nullptr || !arena_->is_allocated(PhysAddr{here}, sizeof(Entry) + entry->key_bytes + entry->value_bytes))
+      if (entry == nullptr ||
+          !arena_->is_allocated(PhysAddr{here}, sizeof(Entry) + entry->key_bytes + entry->value_bytes))
         return fail(EBADMSG, "table: bucket {}: entry @{:#x} is not a block", i, here);
       if (entry->hash != hash_of(entry->key()) || index_of(entry->hash) != i)
         return fail(EBADMSG, "table: bucket {}: entry @{:#x} belongs elsewhere", i, here);

@@ -39,8 +39,7 @@ pid_t spawn(const std::vector<std::string>& argv, int output, int keep) {
 
 int wait_for(pid_t pid) {
   int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
@@ -170,8 +169,7 @@ ServerProcess ServerProcess::redis() {
   return server;
 }
 
-ServerProcess::ServerProcess(ServerProcess&& from) noexcept
-    : pid_{std::exchange(from.pid_, -1)}, port_{from.port_} {}
+ServerProcess::ServerProcess(ServerProcess&& from) noexcept : pid_{std::exchange(from.pid_, -1)}, port_{from.port_} {}
 
 ServerProcess::~ServerProcess() {
   if (pid_ <= 0) return;

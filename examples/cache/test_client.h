@@ -40,7 +40,8 @@ std::string request(const std::vector<std::string>& words);
 class ServerProcess {
  public:
   /// luo-cache with --port 0 and --ready-fd, waits until it serves. `error_output` goes to a file.
-  static ServerProcess luo_cache(const std::vector<std::string>& arguments, const std::string& error_output = "/dev/null");
+  static ServerProcess luo_cache(const std::vector<std::string>& arguments,
+                                 const std::string& error_output = "/dev/null");
   /// redis-server on a free port, in memory only.
   static ServerProcess redis();
   ServerProcess(ServerProcess&& from) noexcept;

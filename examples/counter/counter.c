@@ -16,14 +16,14 @@
 
 enum { TOKEN = 1, BYTES = 4096 };
 
-static int failed(const char *what) {
+static int failed(const char* what) {
   fprintf(stderr, "counter: %s: %s\n", what, luo_last_error());
   return 1;
 }
 
-int main(int argc, char **argv) {
-  const char *name = argc > 1 ? argv[1] : "counter";
-  struct luo_connection *luod = NULL;
+int main(int argc, char** argv) {
+  const char* name = argc > 1 ? argv[1] : "counter";
+  struct luo_connection* luod = NULL;
   if (luo_open(NULL, &luod) < 0) return failed("connect to luod");
 
   /* Left by the one before us? Then it is ours now, and goes on to the next. */
@@ -43,15 +43,14 @@ int main(int argc, char **argv) {
     return failed("retrieve the session");
   }
 
-  unsigned long *count = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+  unsigned long* count = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
   if (count == MAP_FAILED) return perror("counter: mmap"), 1;
   printf("%lu\n", ++*count);
   fflush(stdout);
 
   /* The session lives as long as its descriptor is open somewhere. It hangs up when everything has crossed. */
   struct pollfd ends[2] = {{.fd = session, .events = 0}, {.fd = STDIN_FILENO, .events = POLLIN}};
-  while (poll(ends, 2, -1) < 0 && errno == EINTR) {
-  }
+  while (poll(ends, 2, -1) < 0 && errno == EINTR) {}
   luo_close(luod);
   return 0;
 }

@@ -34,49 +34,49 @@ struct luo_connection; /* a connection (not "struct luo": in C++ that is the nam
  * else $XDG_RUNTIME_DIR/luo/luod.sock (root: /run/luo/luod.sock). A process started by
  * `luoctl update service` is introduced as the successor (LUO_TICKET in its environment).
  * -ENOENT, -ECONNREFUSED: nobody serves there. -EACCES. -EPROTO: not a luod. -EBUSY: the device is in use. */
-LUO_API int luo_open(const char *where, struct luo_connection **out);
-LUO_API void luo_close(struct luo_connection *luo); /* NULL is allowed. Sessions live on. */
+LUO_API int luo_open(const char* where, struct luo_connection** out);
+LUO_API void luo_close(struct luo_connection* luo); /* NULL is allowed. Sessions live on. */
 
 /* A sentence about the last call of this thread that failed; valid until the next call. Never NULL. */
-LUO_API const char *luo_last_error(void);
+LUO_API const char* luo_last_error(void);
 
 /* --- sessions ------------------------------------------------------------------------------------- */
 
 /* A new outgoing session. `name`: 1 to 63 bytes, any but NUL. -EINVAL name; -EEXIST; -EMFILE; -ENOSPC. */
-LUO_API int luo_session_create(struct luo_connection *luo, const char *name);
+LUO_API int luo_session_create(struct luo_connection* luo, const char* name);
 /* An incoming session that the side before left, or, for a successor, the session that it succeeds.
  * -ENOENT: none of that name; -EINVAL: retrieved already. */
-LUO_API int luo_session_retrieve(struct luo_connection *luo, const char *name);
+LUO_API int luo_session_retrieve(struct luo_connection* luo, const char* name);
 /* Likewise, but waits until there is one. timeout_ms < 0: for ever. -ETIMEDOUT. (luod only) */
-LUO_API int luo_session_retrieve_wait(struct luo_connection *luo, const char *name, int timeout_ms);
+LUO_API int luo_session_retrieve_wait(struct luo_connection* luo, const char* name, int timeout_ms);
 /* Name of a session, any descriptor of it. `name` has LUO_NAME_LENGTH bytes. */
-LUO_API int luo_session_get_name(struct luo_connection *luo, int session, char *name);
+LUO_API int luo_session_get_name(struct luo_connection* luo, int session, char* name);
 /* The new owner is whole: gives up what was kept. Idempotent. -EINVAL: an outgoing session; -EBUSY. */
-LUO_API int luo_session_finish(struct luo_connection *luo, int session);
+LUO_API int luo_session_finish(struct luo_connection* luo, int session);
 /* Turns a retrieved session, with all its files and tokens, into an outgoing one in one step: at no
  * moment does nobody hold the data. For a successor this is what completes the handover.
  * -EINVAL: not retrieved; -EEXIST: an outgoing one of that name exists. (luod only) */
-LUO_API int luo_session_renew(struct luo_connection *luo, int session);
+LUO_API int luo_session_renew(struct luo_connection* luo, int session);
 
 /* --- files ---------------------------------------------------------------------------------------- */
 
 /* Preserves `fd` under `token` (any value, unique in the session). luod holds the file from now on.
  * -EINVAL not an outgoing session; -EEXIST token used; -EBADF; -ENOENT no handler for this kind of
  * file; -EBUSY the file is preserved already; -EOPNOTSUPP; -EFBIG; -EMFILE, -ENOSPC: luod is full. */
-LUO_API int luo_preserve_fd(struct luo_connection *luo, int session, int fd, uint64_t token);
+LUO_API int luo_preserve_fd(struct luo_connection* luo, int session, int fd, uint64_t token);
 /* `count` at once (any count; sent in batches of 253, each one transaction). errors[i] becomes 0 or a
  * positive errno. Returns how many are preserved, or a negative errno if a batch as a whole failed
  * (then errors[] of the unsent ones is ECANCELED). (luod only) */
-LUO_API int luo_preserve_many(struct luo_connection *luo, int session, const int *fds, const uint64_t *tokens,
-                              int *errors, size_t count);
+LUO_API int luo_preserve_many(struct luo_connection* luo, int session, const int* fds, const uint64_t* tokens,
+                              int* errors, size_t count);
 /* Gives one file up. -ENOENT no such token; -EINVAL not outgoing. (luod only) */
-LUO_API int luo_unpreserve_fd(struct luo_connection *luo, int session, uint64_t token);
+LUO_API int luo_unpreserve_fd(struct luo_connection* luo, int session, uint64_t token);
 /* A new descriptor of a preserved file; asking again gives the same open file. -ENOENT; -EINVAL. */
-LUO_API int luo_retrieve_fd(struct luo_connection *luo, int session, uint64_t token);
+LUO_API int luo_retrieve_fd(struct luo_connection* luo, int session, uint64_t token);
 /* fds[i] becomes a descriptor or a negative errno. Returns how many came. (luod only) */
-LUO_API int luo_retrieve_many(struct luo_connection *luo, int session, const uint64_t *tokens, int *fds, size_t count);
+LUO_API int luo_retrieve_many(struct luo_connection* luo, int session, const uint64_t* tokens, int* fds, size_t count);
 /* The tokens of a session in order of preservation: fills at most `room`, returns how many there are. (luod only) */
-LUO_API int luo_session_tokens(struct luo_connection *luo, int session, uint64_t *tokens, size_t room);
+LUO_API int luo_session_tokens(struct luo_connection* luo, int session, uint64_t* tokens, size_t room);
 
 /* --- updates (luod only) -------------------------------------------------------------------------- */
 
@@ -91,29 +91,29 @@ struct luo_update {
 struct luo_update_callbacks {
   /* An update is coming: bring what is kept into a state that the next side can take, stop changing it,
    * then call luo_update_ready or luo_update_refuse, from here or later, before the deadline. */
-  void (*prepare)(void *context, const struct luo_update *update);
+  void (*prepare)(void* context, const struct luo_update* update);
   /* It was called off (`why`): go on as before. Comes only after a prepare. */
-  void (*resumed)(void *context, uint64_t id, const char *why);
+  void (*resumed)(void* context, uint64_t id, const char* why);
   /* The successor owns the session now: nothing is left to do here but to exit. */
-  void (*handed_over)(void *context, uint64_t id);
+  void (*handed_over)(void* context, uint64_t id);
 };
 
 /* Says what to call when luod announces something (NULL: nothing any more). Callbacks run inside
  * luo_dispatch(), never elsewhere. The struct is copied. */
-LUO_API int luo_on_update(struct luo_connection *luo, const struct luo_update_callbacks *callbacks, void *context);
+LUO_API int luo_on_update(struct luo_connection* luo, const struct luo_update_callbacks* callbacks, void* context);
 /* A descriptor that polls readable (POLLIN) when luo_dispatch() has something to do. Owned by `luo`. */
-LUO_API int luo_fd(struct luo_connection *luo);
+LUO_API int luo_fd(struct luo_connection* luo);
 /* Handles what has arrived; does not wait. Returns how many callbacks ran. -ECONNRESET. */
-LUO_API int luo_dispatch(struct luo_connection *luo);
-LUO_API int luo_update_ready(struct luo_connection *luo, uint64_t id);
-LUO_API int luo_update_refuse(struct luo_connection *luo, uint64_t id, const char *reason);
+LUO_API int luo_dispatch(struct luo_connection* luo);
+LUO_API int luo_update_ready(struct luo_connection* luo, uint64_t id);
+LUO_API int luo_update_refuse(struct luo_connection* luo, uint64_t id, const char* reason);
 
 /* Whether this process was started as a successor by `luoctl update service`. */
-LUO_API int luo_is_successor(const struct luo_connection *luo);
+LUO_API int luo_is_successor(const struct luo_connection* luo);
 /* The successor is warm: returns 0 when the old owner has quiesced. Everything that it preserved last is
  * there then. Complete with luo_session_renew(); until that returned 0, our death gives the session back.
  * -ECANCELED: the update was called off (see luo_last_error); -ETIMEDOUT; -EINVAL: not a successor's session. */
-LUO_API int luo_session_take_over(struct luo_connection *luo, int session, int timeout_ms);
+LUO_API int luo_session_take_over(struct luo_connection* luo, int session, int timeout_ms);
 
 #ifdef __cplusplus
 }

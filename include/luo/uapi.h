@@ -39,7 +39,7 @@ struct luo_uapi_finish { /* FINISH: 8 bytes */
 
 struct luo_uapi_name { /* GET_NAME: 72 bytes */
   uint32_t size;
-  uint32_t reserved; /* 0 */
+  uint32_t reserved;                  /* 0 */
   uint8_t name[LUO_UAPI_NAME_LENGTH]; /* out */
 };
 

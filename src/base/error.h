@@ -57,28 +57,28 @@ template <class... Args>
 
 /// Yields the value of a Result or returns its error from the enclosing function. Not nested, and not behind
 /// anything in the same expression that owns something: g++ does not destroy that on the way out.
-#define LUO_TRY(expr)                                          \
-  __extension__({                                              \
-    auto luo_result_ = (expr);                                 \
-    if (!luo_result_) [[unlikely]]                             \
-      return std::unexpected(std::move(luo_result_).error());  \
-    *std::move(luo_result_);                                   \
+#define LUO_TRY(expr)                                         \
+  __extension__({                                             \
+    auto luo_result_ = (expr);                                \
+    if (!luo_result_) [[unlikely]]                            \
+      return std::unexpected(std::move(luo_result_).error()); \
+    *std::move(luo_result_);                                  \
   })
 
 /// The same with a goal put in front of the error.
-#define LUO_TRY_DURING(goal, expr)                                           \
-  __extension__({                                                            \
-    auto luo_result_ = (expr);                                               \
-    if (!luo_result_) [[unlikely]]                                           \
-      return std::unexpected(std::move(luo_result_).error().during(goal));   \
-    *std::move(luo_result_);                                                 \
+#define LUO_TRY_DURING(goal, expr)                                         \
+  __extension__({                                                          \
+    auto luo_result_ = (expr);                                             \
+    if (!luo_result_) [[unlikely]]                                         \
+      return std::unexpected(std::move(luo_result_).error().during(goal)); \
+    *std::move(luo_result_);                                               \
   })
 
 /// "This cannot happen", checked in every build.
-#define LUO_CHECK(condition)                                                       \
-  do {                                                                             \
-    if (!(condition)) [[unlikely]]                                                 \
-      ::luo::broken_invariant(#condition, __FILE__, __LINE__);                     \
+#define LUO_CHECK(condition)                                   \
+  do {                                                         \
+    if (!(condition)) [[unlikely]]                             \
+      ::luo::broken_invariant(#condition, __FILE__, __LINE__); \
   } while (false)
 
 template <>

@@ -8,7 +8,8 @@ namespace luo {
 
 void close_number(int raw) noexcept {
   const int saved = errno;
-  if (::close(raw) != 0 && errno == EBADF) broken_invariant("close of a descriptor that is not open", __FILE__, __LINE__);
+  if (::close(raw) != 0 && errno == EBADF)
+    broken_invariant("close of a descriptor that is not open", __FILE__, __LINE__);
   errno = saved;
 }
 

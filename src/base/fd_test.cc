@@ -36,9 +36,7 @@ TEST(Fd, KeepsErrnoOverClose) {
   EXPECT_EQ(errno, ENOSPC);
 }
 
-TEST(FdDeath, AbortsWhenSomeoneElseClosedOurNumber) {
-  EXPECT_DEATH(close_number(19999), "not open");
-}
+TEST(FdDeath, AbortsWhenSomeoneElseClosedOurNumber) { EXPECT_DEATH(close_number(19999), "not open"); }
 
 }  // namespace
 }  // namespace luo

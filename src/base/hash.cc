@@ -13,10 +13,20 @@ namespace {
 struct State {
   std::uint64_t v0, v1, v2, v3;
   void round() noexcept {
-    v0 += v1; v1 = std::rotl(v1, 13); v1 ^= v0; v0 = std::rotl(v0, 32);
-    v2 += v3; v3 = std::rotl(v3, 16); v3 ^= v2;
-    v0 += v3; v3 = std::rotl(v3, 21); v3 ^= v0;
-    v2 += v1; v1 = std::rotl(v1, 17); v1 ^= v2; v2 = std::rotl(v2, 32);
+    v0 += v1;
+    v1 = std::rotl(v1, 13);
+    v1 ^= v0;
+    v0 = std::rotl(v0, 32);
+    v2 += v3;
+    v3 = std::rotl(v3, 16);
+    v3 ^= v2;
+    v0 += v3;
+    v3 = std::rotl(v3, 21);
+    v3 ^= v0;
+    v2 += v1;
+    v1 = std::rotl(v1, 17);
+    v1 ^= v2;
+    v2 = std::rotl(v2, 32);
   }
   void absorb(std::uint64_t word) noexcept {
     v3 ^= word;
@@ -43,8 +53,7 @@ std::uint64_t siphash13(HashKey key, std::span<const std::byte> bytes) noexcept 
     s.absorb(word);
   }
   std::uint64_t last = static_cast<std::uint64_t>(bytes.size()) << 56;
-  for (std::size_t i = whole; i < bytes.size(); ++i)
-    last |= static_cast<std::uint64_t>(bytes[i]) << (8 * (i - whole));
+  for (std::size_t i = whole; i < bytes.size(); ++i) last |= static_cast<std::uint64_t>(bytes[i]) << (8 * (i - whole));
   s.absorb(last);
   s.v2 ^= 0xff;
   for (int i = 0; i < 3; ++i) s.round();

@@ -58,12 +58,12 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
     Fd* fd = entry.error == 0 ? &request.fds[next_fd++] : nullptr;
     if (entry.error != 0 && entry.error != EBADF && entry.error != ENOENT)
       return fail(EBADMSG, "PRESERVE_MANY with error {}", entry.error);
-    const Result<> done =
-        entry.reserved != 0
-            ? Result<>{fail(EINVAL, "reserved is {}, not 0", entry.reserved)}
-            : engine_->preserve(
-                  change, handle.id,
-                  {.token = Token{entry.token}, .fd = fd != nullptr ? fd->raw() : -1, .client_errno = entry.error, .look = look});
+    const Result<> done = entry.reserved != 0 ? Result<>{fail(EINVAL, "reserved is {}, not 0", entry.reserved)}
+                                              : engine_->preserve(change, handle.id,
+                                                                  {.token = Token{entry.token},
+                                                                   .fd = fd != nullptr ? fd->raw() : -1,
+                                                                   .client_errno = entry.error,
+                                                                   .look = look});
     // A handler that needs time: the whole batch is tried again when it has had it.
     if (!done && done.error().code == EINPROGRESS) return std::unexpected(done.error());
     if (done && fd != nullptr) kept.push_back(fd);

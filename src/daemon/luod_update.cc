@@ -47,7 +47,8 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   const bool mine = probe_ && probe_peer_ == request.peer.id && probe_nonce_ == request.header.nonce;
   if (probe_ && !mine) {
     const PeerRec* other = state_->find_peer(probe_peer_);
-    if (other != nullptr && !hung_up(FdRef::borrow(other->fd))) return fail(EBUSY, "another update of luod is under way");
+    if (other != nullptr && !hung_up(FdRef::borrow(other->fd)))
+      return fail(EBUSY, "another update of luod is under way");
     probe_source_.reset();  // whoever asked for it has gone, seen or not
     probe_.reset();
   }
@@ -77,8 +78,7 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
                    .report = std::move(report),
                    .keeper = std::move(keeper)};
   change.tx.abort();
-  begin_trial(std::move(parts), request.peer, request.header.nonce,
-              timeout_ms, answer->version);
+  begin_trial(std::move(parts), request.peer, request.header.nonce, timeout_ms, answer->version);
 }
 
 void Server::begin_trial(TrialParts parts, const PeerRec& requester, std::uint64_t nonce, std::uint32_t timeout_ms,

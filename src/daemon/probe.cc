@@ -97,8 +97,7 @@ bool Probe::done() {
 std::string Probe::last_words() const { return tail_of(err_); }
 
 Result<ProbeAnswer> Probe::result() const {
-  if (late_)
-    return fail(ETIMEDOUT, "the new image did not answer --probe within {} ms", timeout_ms_);
+  if (late_) return fail(ETIMEDOUT, "the new image did not answer --probe within {} ms", timeout_ms_);
   if (WIFSIGNALED(status_))
     return fail(EIO, "the new image was killed by signal {} ({}) when asked --probe", WTERMSIG(status_),
                 sigdescr_np(WTERMSIG(status_)));

@@ -22,7 +22,8 @@ std::string probe_text();
 
 class Probe {
  public:
-  /// Starts `image --probe`, which has `timeout_ms` to answer, 5 s at most. Errors: those of fork and of exec are found later, in result().
+  /// Starts `image --probe`, which has `timeout_ms` to answer, 5 s at most. Errors: those of fork and of exec are found
+  /// later, in result().
   static Result<std::unique_ptr<Probe>> start(FdRef image, std::uint32_t timeout_ms);
   ~Probe();  ///< kills it if it still runs
   Probe(const Probe&) = delete;

@@ -371,9 +371,11 @@ void Server::wait_for_memory(Peer& peer) {
 
 bool Server::retry_soon(int code) {
   if (retry_) return true;
-  log(Level::Warning, "the kernel cannot take a message for a client, or hand one out ({}); it waits", errno_text(code));
+  log(Level::Warning, "the kernel cannot take a message for a client, or hand one out ({}); it waits",
+      errno_text(code));
   sd_event_source* timer = nullptr;
-  if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 10'000, 0, &Callbacks::retry, this)) < 0)
+  if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 10'000, 0, &Callbacks::retry, this)) <
+      0)
     return false;
   retry_.reset(timer);
   return true;

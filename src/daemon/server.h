@@ -120,8 +120,8 @@ class Server {
   void serve(Peer& peer, PeerRec& record);
   void answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error);
   bool send_answer(Peer& peer, PeerRec& record);  ///< false: blocked or dropped
-  void wait_to_send(Peer& peer, int code);     ///< after an error that is_for_later
-  void wait_for_memory(Peer& peer);            ///< its request cannot be received at the moment
+  void wait_to_send(Peer& peer, int code);        ///< after an error that is_for_later
+  void wait_for_memory(Peer& peer);               ///< its request cannot be received at the moment
   bool retry_soon(int code);
   void retry();
   void park(Peer& peer, Request& request);

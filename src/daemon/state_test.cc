@@ -17,7 +17,7 @@ TEST(State, AnyNumberOfGrantsIsDroppedInStepsThatTheLogCanHold) {
   for (std::uint64_t i = 0; i < kGrants;) {
     Change change{*arena};
     for (std::uint64_t end = i + 1000; i < end; ++i) {
-      ASSERT_TRUE(state->add_grant(change, 1, SessionId{i + 1}, Role::Owner).has_value());   // of one peer
+      ASSERT_TRUE(state->add_grant(change, 1, SessionId{i + 1}, Role::Owner).has_value());            // of one peer
       ASSERT_TRUE(state->add_grant(change, i + 2, SessionId{kGrants + 1}, Role::Owner).has_value());  // to one session
     }
     change.commit();

@@ -10,8 +10,8 @@ namespace luo::handlers {
 namespace {
 
 /// By the name under which it was opened; what comes after a slash at the end is any ("/dev/vfio/17").
-constexpr std::string_view kKept[] = {"/dev/vfio/",      "/dev/iommu",      "/dev/net/tun",
-                                      "/dev/vhost-net",  "/dev/vhost-vsock", "/dev/vhost-scsi"};
+constexpr std::string_view kKept[] = {"/dev/vfio/",     "/dev/iommu",       "/dev/net/tun",
+                                      "/dev/vhost-net", "/dev/vhost-vsock", "/dev/vhost-scsi"};
 
 bool is_kept(std::string_view name) noexcept {
   for (const std::string_view known : kKept)
@@ -57,8 +57,8 @@ Result<> DeviceHandler::retrieve(const KeptFile& file) {
   if (fstat(file.fd, &st) != 0) return sys_fail("fstat(fd {})", file.fd);
   const Link link = link_of(file.fd);
   if (!S_ISCHR(st.st_mode) || st.st_rdev != file.data[0] || digest(link.view()) != file.data[1])
-    return fail(ESTALE, "fd {} is {} (device {}:{}), preserved was device {}:{}", file.fd, link.view(), major(st.st_rdev),
-                minor(st.st_rdev), major(file.data[0]), minor(file.data[0]));
+    return fail(ESTALE, "fd {} is {} (device {}:{}), preserved was device {}:{}", file.fd, link.view(),
+                major(st.st_rdev), minor(st.st_rdev), major(file.data[0]), minor(file.data[0]));
   return {};
 }
 

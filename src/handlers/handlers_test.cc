@@ -4,22 +4,22 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
-#include <linux/magic.h>
 #include <linux/kvm.h>
+#include <linux/magic.h>
 #include <signal.h>
-#include <sys/ioctl.h>
-#include <sys/signalfd.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -166,7 +166,8 @@ TEST_F(Handlers, TakeTheAnonymousFilesThatTheyKnow) {
 }
 
 TEST_F(Handlers, AnonymousFilesAreRecognised) {
-  EXPECT_TRUE(comes_back_as("timerfd-v1", timer(), timer()).has_value()) << "two of a kind are told apart by kcmp alone";
+  EXPECT_TRUE(comes_back_as("timerfd-v1", timer(), timer()).has_value())
+      << "two of a kind are told apart by kcmp alone";
   EXPECT_EQ(comes_back_as("timerfd-v1", timer(), timer(CLOCK_REALTIME)).error().code, ESTALE);
   EXPECT_EQ(comes_back_as("timerfd-v1", timer(), watches()).error().code, ESTALE);
   EXPECT_EQ(comes_back_as("signalfd-v1", signals(), timer()).error().code, ESTALE);

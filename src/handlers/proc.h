@@ -18,7 +18,8 @@ struct Link {
 /// /proc/self/fd/N: "anon_inode:inotify", "/dev/kvm". Empty if there is none.
 Link link_of(int fd) noexcept;
 
-/// The rest of the line "field:" in /proc/self/fdinfo/N, without the blanks around it. Errors: EOPNOTSUPP there is no such line.
+/// The rest of the line "field:" in /proc/self/fdinfo/N, without the blanks around it. Errors: EOPNOTSUPP there is no
+/// such line.
 Result<std::string> fdinfo_field(int fd, std::string_view field);
 
 }  // namespace luo::handlers

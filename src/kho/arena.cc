@@ -24,7 +24,11 @@ constexpr std::size_t kGrowRoom = 16 << 10;
 
 struct Arena::Impl {
   Impl(Fd file, Mapping map, const Geometry& geo) noexcept
-      : fd{std::move(file)}, mapping{std::move(map)}, geometry{geo}, log{mapping.at()}, heap{mapping.at(), geo, log, fd} {}
+      : fd{std::move(file)},
+        mapping{std::move(map)},
+        geometry{geo},
+        log{mapping.at()},
+        heap{mapping.at(), geo, log, fd} {}
   Header& header() const noexcept { return *reinterpret_cast<Header*>(mapping.at()); }
 
   Fd fd;
@@ -49,7 +53,8 @@ Arena::~Arena() = default;
 Result<Arena> Arena::create(const ArenaOptions& options) {
   const std::uint64_t bytes = options.max_size.raw();
   if (bytes < kMinHeapBytes || bytes > kMaxHeapBytes)
-    return fail(EINVAL, "create arena {}: {} bytes are not in {} .. {}", options.name, bytes, kMinHeapBytes, kMaxHeapBytes);
+    return fail(EINVAL, "create arena {}: {} bytes are not in {} .. {}", options.name, bytes, kMinHeapBytes,
+                kMaxHeapBytes);
   const Geometry geometry = geometry_of(bytes);
   const auto make = [&]() -> Result<Arena> {
     Fd fd = LUO_TRY(create_memfd(options.name, geometry.file_bytes));
@@ -93,7 +98,7 @@ Result<> settle(const Mapping& mapping, const Geometry& geometry, FdRef memfd) {
 }
 
 Result<std::uint64_t> inode_of(FdRef file) {
-  struct stat st{};
+  struct stat st {};
   if (::fstat(file.raw, &st) != 0) return sys_fail("fstat(fd {})", file.raw);
   return std::uint64_t{st.st_ino};
 }
@@ -166,7 +171,9 @@ Fd Arena::release() noexcept {
   return fd;
 }
 
-bool Arena::is_allocated(PhysAddr at, std::size_t bytes) const noexcept { return impl_->heap.is_allocated(at.raw(), bytes); }
+bool Arena::is_allocated(PhysAddr at, std::size_t bytes) const noexcept {
+  return impl_->heap.is_allocated(at.raw(), bytes);
+}
 std::size_t Arena::usable_size(PhysAddr at) const noexcept { return impl_->heap.usable_size(at.raw()); }
 
 PhysAddr Arena::root(unsigned slot) const noexcept {
@@ -219,7 +226,8 @@ void Tx::save(void* at, std::size_t n) noexcept {
   if (n == 0) return;
   Arena::Impl& impl = *arena_->impl_;
   const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(at) - base_);
-  LUO_CHECK(offset >= impl.geometry.heap_at && offset < impl.geometry.file_bytes && n <= impl.geometry.file_bytes - offset);
+  LUO_CHECK(offset >= impl.geometry.heap_at && offset < impl.geometry.file_bytes &&
+            n <= impl.geometry.file_bytes - offset);
   impl.log.save(offset, n);
 }
 

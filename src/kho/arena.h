@@ -35,9 +35,9 @@ struct Layout {
 };
 
 struct ArenaOptions {
-  std::string_view name;      ///< shown in /proc as memfd:NAME
+  std::string_view name;  ///< shown in /proc as memfd:NAME
   Layout layout;
-  Bytes max_size = 64_GiB;    ///< of the heap; a range reserved, memory is taken on demand. 1 MiB .. 16 TiB
+  Bytes max_size = 64_GiB;  ///< of the heap; a range reserved, memory is taken on demand. 1 MiB .. 16 TiB
 };
 
 /// A typed offset. Trivially copyable, fixed width: may be stored in the arena. 0 is "none".
@@ -59,9 +59,9 @@ struct ArenaStats {
 /// What can be read from an arena's header without changing anything.
 struct ArenaInfo {
   Layout layout;
-  std::uint32_t format;     ///< of the arena itself
-  Bytes committed;          ///< memory that the file has
-  bool open_transaction;    ///< its owner died inside one; open() would roll it back
+  std::uint32_t format;   ///< of the arena itself
+  Bytes committed;        ///< memory that the file has
+  bool open_transaction;  ///< its owner died inside one; open() would roll it back
 };
 
 class Tx;
@@ -130,7 +130,8 @@ class Arena {
   }
   template <class T>
   Ref<T> ref_of(const T* at) const noexcept {
-    return at == nullptr ? Ref<T>{} : Ref<T>{static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(at) - base_)};
+    return at == nullptr ? Ref<T>{}
+                         : Ref<T>{static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(at) - base_)};
   }
   /// Whether [at, at + bytes) lies in one allocated block. O(1), any `at`.
   bool is_allocated(PhysAddr at, std::size_t bytes) const noexcept;

@@ -65,7 +65,8 @@ class DamagedArena : public ::testing::TestWithParam<bool> {
     Mapping original{file_, geometry_.file_bytes};
     for (std::uint64_t at = 0; at < geometry_.file_bytes; at += kPageBytes) {
       // Pages with nothing in them stay away, so that a comparison is quick.
-      if (std::ranges::all_of(std::span{original.at + at, kPageBytes}, [](std::byte b) { return b == std::byte{}; })) continue;
+      if (std::ranges::all_of(std::span{original.at + at, kPageBytes}, [](std::byte b) { return b == std::byte{}; }))
+        continue;
       pages_.push_back({at, {original.at + at, original.at + at + kPageBytes}});
     }
   }
@@ -93,7 +94,8 @@ class DamagedArena : public ::testing::TestWithParam<bool> {
   bool refused_or_harmless(std::byte* at, const std::string& where) {
     auto opened = Arena::open(duplicate(), kLayout);
     if (!opened) {
-      EXPECT_TRUE(opened.error().code == EBADMSG || opened.error().code == EPROTO) << where << to_string(opened.error());
+      EXPECT_TRUE(opened.error().code == EBADMSG || opened.error().code == EPROTO)
+          << where << to_string(opened.error());
       EXPECT_GT(opened.error().what.size(), std::strlen("open arena: ")) << where;
       for (const Page& page : pages_) {
         if (page.at == flipped_page_) continue;
@@ -174,7 +176,8 @@ TEST_P(DamagedArena, EveryBitOfTheBitmapsIsNoticed) {
     for (const std::uint64_t word : {0U, 1U, 63U}) {
       const std::size_t refused = flip_all(geometry_.bitmap_at + chunk * kBitmapBytes + word * 8, 8);
       // A rollback writes whole words, and so puts those right that the transaction had changed.
-      EXPECT_TRUE(refused == 64 || (GetParam() && refused == 0)) << refused << " in chunk " << chunk << " word " << word;
+      EXPECT_TRUE(refused == 64 || (GetParam() && refused == 0))
+          << refused << " in chunk " << chunk << " word " << word;
     }
 }
 
@@ -193,13 +196,14 @@ TEST_P(DamagedArena, EveryTruncationIsRefused) {
   const auto put = [&] {
     ASSERT_EQ(::ftruncate(cut.raw(), static_cast<off_t>(geometry_.file_bytes)), 0);
     for (const Page& page : pages_)
-      ASSERT_EQ(::pwrite(cut.raw(), page.bytes.data(), kPageBytes, static_cast<off_t>(page.at)), static_cast<ssize_t>(kPageBytes));
+      ASSERT_EQ(::pwrite(cut.raw(), page.bytes.data(), kPageBytes, static_cast<off_t>(page.at)),
+                static_cast<ssize_t>(kPageBytes));
   };
   std::vector<std::uint64_t> lengths;
   for (std::uint64_t n = 0; n < 600; ++n) lengths.push_back(n);
   for (std::uint64_t n = 600; n < geometry_.file_bytes; n += 4096 * 7 + 8) lengths.push_back(n);
-  for (const std::uint64_t section : {kLogAt, geometry_.backed_at, geometry_.table_at, geometry_.bitmap_at,
-                                      geometry_.heap_at, geometry_.file_bytes})
+  for (const std::uint64_t section :
+       {kLogAt, geometry_.backed_at, geometry_.table_at, geometry_.bitmap_at, geometry_.heap_at, geometry_.file_bytes})
     lengths.insert(lengths.end(), {section - 1, section == geometry_.file_bytes ? section - 2 : section + 1});
   for (const std::uint64_t length : lengths) {
     put();

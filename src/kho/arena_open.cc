@@ -37,10 +37,8 @@ std::string to_string(const Layout& layout) {
   std::string text;
   for (const char c : layout.tag) {
     if (c == '\0') break;
-    if (c > ' ' && c < '\x7f')
-      text += c;
-    else
-      text += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    if (c > ' ' && c < '\x7f') text += c;
+    else text += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
   }
   return fmt::format("{} version {}", text, layout.version);
 }
@@ -50,7 +48,7 @@ Result<HeaderConstants> read_constants(FdRef memfd) {
     if (errno != EINVAL) return sys_fail("fcntl(fd {}, F_GET_SEALS)", memfd.raw);
     return fail(EINVAL, "fd {} is not a memfd", memfd.raw);
   }
-  struct stat st{};
+  struct stat st {};
   if (::fstat(memfd.raw, &st) != 0) return sys_fail("fstat(fd {})", memfd.raw);
   const auto size = static_cast<std::uint64_t>(st.st_size);
   HeaderConstants c{};
@@ -62,12 +60,14 @@ Result<HeaderConstants> read_constants(FdRef memfd) {
   if (c.magic != kArenaMagic) return fail(EBADMSG, "header: magic is {:#018x}, not {:#018x}", c.magic, kArenaMagic);
   if (c.byte_order != kByteOrder) return fail(EBADMSG, "header: byte order mark is {:#010x}", c.byte_order);
   if (c.format != kFormat) return fail(EPROTO, "header: format {}, this program reads format {}", c.format, kFormat);
-  if (c.checksum != checksum_of(c)) return fail(EBADMSG, "header: checksum is {:#x}, not {:#x}", c.checksum, checksum_of(c));
+  if (c.checksum != checksum_of(c))
+    return fail(EBADMSG, "header: checksum is {:#x}, not {:#x}", c.checksum, checksum_of(c));
   if (c.page_bytes != kPageBytes) return fail(EPROTO, "header: pages of {} bytes, here {}", c.page_bytes, kPageBytes);
   // From here on a difference means that another program, with the same format number, wrote it.
   const std::uint64_t heap = c.geometry.heap_bytes;
   if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c.chunk_bytes != kChunkBytes || c.record_bytes != sizeof(Chunk) ||
-      c.header_bytes != sizeof(Header) || c.log_at != kLogAt || c.log_bytes != kLogBytes || c.geometry != geometry_of(heap))
+      c.header_bytes != sizeof(Header) || c.log_at != kLogAt || c.log_bytes != kLogBytes ||
+      c.geometry != geometry_of(heap))
     return fail(EBADMSG, "header: sections are not where a heap of {} bytes has them", heap);
   if (size != c.geometry.file_bytes)
     return fail(EBADMSG, "header: the file should have {} bytes, it has {}", c.geometry.file_bytes, size);

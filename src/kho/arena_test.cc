@@ -22,10 +22,12 @@ namespace {
 
 constexpr Layout kLayout{"test", 1};
 
-Arena make_arena(Bytes max = 64_MiB) { return Arena::create({.name = "test", .layout = kLayout, .max_size = max}).value(); }
+Arena make_arena(Bytes max = 64_MiB) {
+  return Arena::create({.name = "test", .layout = kLayout, .max_size = max}).value();
+}
 
 std::uint64_t memory_in(const Arena& arena) {
-  struct stat st{};
+  struct stat st {};
   EXPECT_EQ(::fstat(arena.fd().raw, &st), 0);
   return static_cast<std::uint64_t>(st.st_blocks) * 512;
 }
@@ -203,13 +205,13 @@ TEST(Arena, IsFullWhenItIsAndUsableAfterwards) {
 
 /// From here on this process gets ENOMEM from fallocate, as if the machine were out of memory.
 void let_fallocate_fail() {
-  const std::array<sock_filter, 4> program{
-      sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fallocate, 0, 1),
-      sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOMEM),
-      sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const std::array<sock_filter, 4> program{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                                           sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fallocate, 0, 1),
+                                           sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOMEM),
+                                           sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
   const sock_fprog filter{program.size(), const_cast<sock_filter*>(program.data())};
-  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) ::_exit(9);
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0)
+    ::_exit(9);
 }
 
 TEST(Arena, FailsWithoutMemoryAndStaysAsItWas) {

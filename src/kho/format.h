@@ -60,7 +60,7 @@ struct HeaderState {
   std::uint64_t roots[Arena::kRoots];
   std::uint64_t used_bytes;  ///< these two side by side: logged together
   std::uint64_t blocks;
-  std::uint32_t frontier;    ///< chunks that the buddy knows; the table is valid up to here
+  std::uint32_t frontier;  ///< chunks that the buddy knows; the table is valid up to here
   std::uint32_t zero;
   std::uint32_t class_head[kClassSlots];  ///< chunks of the class that have a free block
   std::uint32_t order_head[kOrders];      ///< free blocks of 2^order chunks
@@ -84,11 +84,11 @@ enum class ChunkState : std::uint8_t {
 /// The record of one chunk. All zero unless it is the first of its block.
 struct Chunk {
   ChunkState state;
-  std::uint8_t order;        ///< the block has 2^order chunks
-  std::uint8_t size_class;   ///< Small
+  std::uint8_t order;       ///< the block has 2^order chunks
+  std::uint8_t size_class;  ///< Small
   std::uint8_t zero;
-  std::uint32_t used;        ///< Small: blocks allocated; Large: chunks asked for, <= 2^order
-  std::uint64_t open_words;  ///< Small: bit w: word w of the bitmap has a free block
+  std::uint32_t used;            ///< Small: blocks allocated; Large: chunks asked for, <= 2^order
+  std::uint64_t open_words;      ///< Small: bit w: word w of the bitmap has a free block
   std::uint32_t previous, next;  ///< Free: in its order's list; Small: in its class's, while it has a free block
   std::uint64_t zero2;
 };

@@ -32,8 +32,15 @@ Result<std::uint64_t> Heap::allocate(std::uint64_t bytes) {
   }
   Chunk& chunk = table_[*index];
   log_->save(offset(chunk), sizeof chunk);
-  chunk = Chunk{.state = ChunkState::Large, .order = static_cast<std::uint8_t>(order), .size_class = 0, .zero = 0,
-                .used = units, .open_words = 0, .previous = 0, .next = 0, .zero2 = 0};
+  chunk = Chunk{.state = ChunkState::Large,
+                .order = static_cast<std::uint8_t>(order),
+                .size_class = 0,
+                .zero = 0,
+                .used = units,
+                .open_words = 0,
+                .previous = 0,
+                .next = 0,
+                .zero2 = 0};
   count(static_cast<std::int64_t>(units * kChunkBytes), 1);
   return address(*index);
 }
@@ -81,8 +88,15 @@ Result<std::uint32_t> Heap::open_chunk(unsigned size_class) {
   Chunk& chunk = table_[index];
   log_->save(offset(chunk), sizeof chunk);
   // The bitmap of a chunk that is not Small is all zero, so there is nothing to build.
-  chunk = Chunk{.state = ChunkState::Small, .order = 0, .size_class = static_cast<std::uint8_t>(size_class), .zero = 0,
-                .used = 0, .open_words = kSizeClasses[size_class].all_words, .previous = 0, .next = 0, .zero2 = 0};
+  chunk = Chunk{.state = ChunkState::Small,
+                .order = 0,
+                .size_class = static_cast<std::uint8_t>(size_class),
+                .zero = 0,
+                .used = 0,
+                .open_words = kSizeClasses[size_class].all_words,
+                .previous = 0,
+                .next = 0,
+                .zero2 = 0};
   link(state_->class_head[size_class], index);
   return index;
 }
@@ -179,10 +193,8 @@ void Heap::unlink(std::uint32_t& head, std::uint32_t index) noexcept {
   Chunk& chunk = table_[index];
   const std::uint32_t previous = chunk.previous, next = chunk.next;
   LUO_CHECK(previous <= state_->frontier && next <= state_->frontier);
-  if (previous != 0)
-    set(table_[previous - 1].next, next);
-  else
-    set(head, next);
+  if (previous != 0) set(table_[previous - 1].next, next);
+  else set(head, next);
   if (next != 0) set(table_[next - 1].previous, previous);
   log_->save(offset(chunk.previous), 2 * sizeof(std::uint32_t));
   chunk.previous = chunk.next = 0;

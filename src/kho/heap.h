@@ -57,7 +57,7 @@ class Heap {
  private:
   struct Place {  // of an address: the block that it lies in
     std::uint32_t chunk;
-    std::uint32_t block;   // number in a Small chunk
+    std::uint32_t block;  // number in a Small chunk
     std::uint64_t at, bytes;
   };
   std::optional<Place> locate(std::uint64_t at) const noexcept;

@@ -37,7 +37,8 @@ Result<> Heap::check_record(std::uint32_t index, const Chunk& chunk) const {
   if (chunk.zero != 0 || chunk.zero2 != 0) return bad("a reserved field is used");
   switch (chunk.state) {
     case ChunkState::Free:
-      if (chunk.size_class != 0 || chunk.used != 0 || chunk.open_words != 0) return bad("a field of another state is used");
+      if (chunk.size_class != 0 || chunk.used != 0 || chunk.open_words != 0)
+        return bad("a field of another state is used");
       return {};
     case ChunkState::Large:
       if (chunk.size_class != 0 || chunk.open_words != 0 || chunk.previous != 0 || chunk.next != 0)
@@ -55,7 +56,8 @@ Result<> Heap::check_record(std::uint32_t index, const Chunk& chunk) const {
         return bad(fmt::format("{} of {} blocks are in use, but words {:#x} have free ones", chunk.used, size.blocks,
                                chunk.open_words));
       if (chunk.open_words == 0 && (chunk.previous != 0 || chunk.next != 0)) return bad("is full, but in a list");
-      if (chunk.used == 0 && (chunk.previous != 0 || chunk.next != 0)) return bad("is empty, but not alone in its list");
+      if (chunk.used == 0 && (chunk.previous != 0 || chunk.next != 0))
+        return bad("is empty, but not alone in its list");
       return {};
     }
     case ChunkState::Inside: break;
@@ -66,15 +68,15 @@ Result<> Heap::check_record(std::uint32_t index, const Chunk& chunk) const {
 Result<> Heap::check_links(std::uint32_t index, const Chunk& chunk) const {
   const bool listed = chunk.state == ChunkState::Free || (chunk.state == ChunkState::Small && chunk.open_words != 0);
   if (!listed) return {};
-  const std::uint32_t head = chunk.state == ChunkState::Free ? state_->order_head[chunk.order]
-                                                             : state_->class_head[chunk.size_class];
+  const std::uint32_t head =
+      chunk.state == ChunkState::Free ? state_->order_head[chunk.order] : state_->class_head[chunk.size_class];
   const auto same_list = [&](const Chunk& other) {
     return other.state == chunk.state &&
            (chunk.state == ChunkState::Free ? other.order == chunk.order : other.size_class == chunk.size_class);
   };
   const std::uint32_t frontier = state_->frontier;
-  if (chunk.next != 0 && (chunk.next > frontier || table_[chunk.next - 1].previous != index + 1 ||
-                          !same_list(table_[chunk.next - 1])))
+  if (chunk.next != 0 &&
+      (chunk.next > frontier || table_[chunk.next - 1].previous != index + 1 || !same_list(table_[chunk.next - 1])))
     return fail(EBADMSG, "chunk {} ({}): chunk {} does not follow it", index, name_of(chunk.state), chunk.next - 1);
   if (chunk.previous == 0 ? head != index + 1
                           : chunk.previous > frontier || table_[chunk.previous - 1].next != index + 1 ||
@@ -134,7 +136,8 @@ Result<> Heap::check_bitmap(std::uint32_t index, const Chunk& chunk) const {
     const std::uint32_t first = w * 64;
     const std::uint32_t here = first >= blocks ? 0 : std::min<std::uint32_t>(64, blocks - first);
     const std::uint64_t valid = here == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << here) - 1;
-    if ((word & ~valid) != 0) return fail(EBADMSG, "chunk {}: word {} of its bitmap names blocks that do not exist", index, w);
+    if ((word & ~valid) != 0)
+      return fail(EBADMSG, "chunk {}: word {} of its bitmap names blocks that do not exist", index, w);
     if (chunk.state == ChunkState::Small && ((chunk.open_words >> w & 1U) != 0) != (word != valid))
       return fail(EBADMSG, "chunk {}: word {} of its bitmap is {:#x}, its record says otherwise", index, w, word);
     used += static_cast<std::uint32_t>(std::popcount(word));

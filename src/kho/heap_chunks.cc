@@ -95,8 +95,7 @@ Result<> Heap::back(std::uint32_t first, std::uint32_t units, std::uint32_t avai
     given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
   }
   if (!given) return std::unexpected(Error{ENOMEM, std::move(given).error().what});
-  for (std::uint32_t i = first; i < first + give; ++i)
-    backed_[i / 64] |= std::uint64_t{1} << (i % 64);
+  for (std::uint32_t i = first; i < first + give; ++i) backed_[i / 64] |= std::uint64_t{1} << (i % 64);
   return {};
 }
 
@@ -115,8 +114,15 @@ bool Heap::reclaim_empty() noexcept {
 void Heap::push_free(std::uint32_t index, unsigned order) noexcept {
   Chunk& chunk = table_[index];
   log_->save(offset(chunk), sizeof chunk);
-  chunk = Chunk{.state = ChunkState::Free, .order = static_cast<std::uint8_t>(order), .size_class = 0, .zero = 0,
-                .used = 0, .open_words = 0, .previous = 0, .next = 0, .zero2 = 0};
+  chunk = Chunk{.state = ChunkState::Free,
+                .order = static_cast<std::uint8_t>(order),
+                .size_class = 0,
+                .zero = 0,
+                .used = 0,
+                .open_words = 0,
+                .previous = 0,
+                .next = 0,
+                .zero2 = 0};
   link(state_->order_head[order], index);
 }
 

@@ -34,7 +34,7 @@ Result<> take_memory(FdRef fd, std::uint64_t at, std::uint64_t bytes) {
 }
 
 Result<std::uint64_t> memory_of(FdRef fd) {
-  struct stat st{};
+  struct stat st {};
   if (::fstat(fd.raw, &st) != 0) return sys_fail("fstat(fd {})", fd.raw);
   return static_cast<std::uint64_t>(st.st_blocks) * 512;
 }

@@ -55,7 +55,8 @@ Result<> UndoLog::adopt(const MayWrite& may_write) {
       return fail(EBADMSG, "undo log: entry at {} has {} bytes, {} are left", place, entry.length, left);
     if (entry.previous != place - last)
       return fail(EBADMSG, "undo log: entry at {} points {} back, not {}", place, entry.previous, place - last);
-    if (checksum_at(place, entry) != entry.checksum) return fail(EBADMSG, "undo log: checksum of entry at {} differs", place);
+    if (checksum_at(place, entry) != entry.checksum)
+      return fail(EBADMSG, "undo log: checksum of entry at {} differs", place);
     if (!may_write(entry.offset, entry.length))
       return fail(EBADMSG, "undo log: entry at {} would write {} bytes at {}", place, entry.length, entry.offset);
     last = place;

@@ -161,7 +161,8 @@ Result<> Checker::file(Ref<FileRecord> ref) {
   ++files_;
   LUO_TRY(descriptor(record.fd, ref.at));
   // 1 given out, 0 not asked for, else a negative errno (include/linux/err.h of Linux: up to 4095).
-  if (record.status > 1 || record.status < -4095) return damaged(ref.at, "a file with retrieve status {}", record.status);
+  if (record.status > 1 || record.status < -4095)
+    return damaged(ref.at, "a file with retrieve status {}", record.status);
   const HandlersRecord& handlers = *arena_.get(root_.handlers);
   if (record.handler >= handlers.count)
     return damaged(ref.at, "a file with handler {} of {}", record.handler, handlers.count);

@@ -162,18 +162,18 @@ class Engine {
 
   // --- files ----------------------------------------------------------------------------------------
   // Role::Successor may retrieve from an outgoing session that it is about to take over.
-  struct Look {       ///< what is known of a descriptor before it is preserved
+  struct Look {  ///< what is known of a descriptor before it is preserved
     FileInfo file;
-    int error = 0;        ///< != 0: could not be looked at
-    bool checked = false; ///< is known to be open, or (EBADF) O_PATH
+    int error = 0;         ///< != 0: could not be looked at
+    bool checked = false;  ///< is known to be open, or (EBADF) O_PATH
   };
   /// Looks at all descriptors of a batch: fewer system calls than one preserve() after the other makes.
   /// `looks` is valid for preserve() while the descriptors are open. Changes nothing.
   void look_at(std::span<const int> fds, std::vector<Look>& looks) const;
   struct PreserveRequest {
     Token token;
-    int fd = -1;           ///< becomes the engine's on success; stays the caller's on error
-    int client_errno = 0;  ///< != 0: the client could not send it (EBADF)
+    int fd = -1;                 ///< becomes the engine's on success; stays the caller's on error
+    int client_errno = 0;        ///< != 0: the client could not send it (EBADF)
     const Look* look = nullptr;  ///< of `fd`, if the caller has it already
   };
   /// Order of checks: EINVAL incoming; EBUSY frozen; EEXIST token; ENOMEM; client_errno; EBADF (O_PATH);

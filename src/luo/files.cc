@@ -53,7 +53,8 @@ std::string goal(std::string_view verb, std::uint64_t token, std::string_view se
 
 }  // namespace
 
-FileRecord* Engine::Impl::find_file(const SessionRecord& session, std::uint64_t token, std::uint64_t hash) const noexcept {
+FileRecord* Engine::Impl::find_file(const SessionRecord& session, std::uint64_t token,
+                                    std::uint64_t hash) const noexcept {
   const Ref<SessionRecord> owner = arena.ref_of(&session);
   return at(Ref<FileRecord>{table(root->tokens).find(hash, [&](std::uint64_t ref) {
     const FileRecord& file = *at(Ref<FileRecord>{ref});
@@ -184,8 +185,8 @@ void Engine::look_at(std::span<const int> fds, std::vector<Look>& looks) const {
   for (const int fd : fds) {
     const Look& look = looks.emplace_back(luo::look_at(fd));
     const bool may_poll = look.error == 0 && std::ranges::any_of(impl_->registry.all(), [&](const Handler* handler) {
-      return handler->can_be_polled(look.file);
-    });
+                            return handler->can_be_polled(look.file);
+                          });
     polls.push_back({.fd = may_poll ? fd : -1, .events = 0, .revents = 0});
   }
   if (poll(polls.data(), polls.size(), 0) < 0) return;  // each is checked by itself then

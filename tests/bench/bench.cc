@@ -78,7 +78,8 @@ std::vector<int> numbers_of(const std::vector<luo::Fd>& fds) {
   return numbers;
 }
 
-luo::Result<> preserve(const Connection& to, const luo::Fd& session, std::span<const int> fds, std::uint64_t first_token) {
+luo::Result<> preserve(const Connection& to, const luo::Fd& session, std::span<const int> fds,
+                       std::uint64_t first_token) {
   std::vector<std::uint64_t> tokens(fds.size());
   std::iota(tokens.begin(), tokens.end(), first_token);
   std::vector<int> errors(fds.size());
@@ -213,7 +214,8 @@ luo::Result<nlohmann::json> measure_preserve(const Options& options) {
       char answer = 0;
       const auto batch = std::span{numbers}.subspan(at, std::min(kBatch, numbers.size() - at));
       const std::uint64_t began = now_ns();
-      if (!send_fds(bare.socket.raw(), batch) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1) return luo::sys_fail("bare passing");
+      if (!send_fds(bare.socket.raw(), batch) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1)
+        return luo::sys_fail("bare passing");
       bare_us.push_back(us_each(began, batch.size()));
     }
     // The same without waiting for each answer: what the kernel alone takes.
@@ -239,7 +241,9 @@ luo::Result<nlohmann::json> measure_preserve(const Options& options) {
       if (const int result = luo_unpreserve_fd(connection.get(), session.raw(), i + 1); result < 0)
         return luo_fail(result, "unpreserve");
   }
-  return nlohmann::json{{"files", options.files}, {"preserve_us", median(luo_us)}, {"bare_us", median(bare_us)},
+  return nlohmann::json{{"files", options.files},
+                        {"preserve_us", median(luo_us)},
+                        {"bare_us", median(bare_us)},
                         {"bare_unacknowledged_us", median(stream_us)}};
 }
 
@@ -253,7 +257,8 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
   for (std::size_t at = 0; at < options.rounds * options.files; at += kBatch) {
     char answer = 0;
     const std::vector<luo::Fd> memfds = LUO_TRY(make_memfds(kBatch));
-    if (!send_fds(bare.socket.raw(), numbers_of(memfds)) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1) return luo::sys_fail("bare passing");
+    if (!send_fds(bare.socket.raw(), numbers_of(memfds)) || ::recv(bare.socket.raw(), &answer, 1, 0) != 1)
+      return luo::sys_fail("bare passing");
   }
   std::vector<double> luo_us, bare_us;
   for (std::size_t round = 0; round < options.rounds; ++round) {
@@ -261,7 +266,8 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
     std::vector<std::array<int, kBatch>> batches(options.files / kBatch);
     for (auto& batch : batches) {
       const std::uint64_t began = now_ns();
-      if (::send(bare.socket.raw(), "r", 1, MSG_NOSIGNAL) != 1 || receive_fds(bare.socket.raw(), batch) != static_cast<int>(kBatch))
+      if (::send(bare.socket.raw(), "r", 1, MSG_NOSIGNAL) != 1 ||
+          receive_fds(bare.socket.raw(), batch) != static_cast<int>(kBatch))
         return luo::sys_fail("bare passing");
       bare_us.push_back(us_each(began, kBatch));
     }
@@ -281,9 +287,11 @@ luo::Result<nlohmann::json> measure_retrieve(const Options& options) {
     }
     for (const int fd : fds)
       if (fd >= 0) received.push_back(luo::Fd::adopt(fd));
-    if (received.size() != tokens.size()) return luo::fail(EIO, "{}: only {} of {} files came", name, received.size(), tokens.size());
+    if (received.size() != tokens.size())
+      return luo::fail(EIO, "{}: only {} of {} files came", name, received.size(), tokens.size());
     received.clear();
-    if (const int result = luo_session_finish(connection.get(), session.raw()); result < 0) return luo_fail(result, "finish " + name);
+    if (const int result = luo_session_finish(connection.get(), session.raw()); result < 0)
+      return luo_fail(result, "finish " + name);
   }
   bare.stop();
   return nlohmann::json{{"files", options.files}, {"retrieve_us", median(luo_us)}, {"bare_us", median(bare_us)}};
@@ -335,14 +343,18 @@ luo::Result<nlohmann::json> measure_files(const Options& options) {
       LUO_TRY(unpreserve_all());
       began = now_ns();
       for (std::size_t i = 0; i < kBatch; ++i)
-        if (const int result = luo_preserve_fd(side.connection.get(), side.session.raw(), numbers[i], token + i); result < 0)
+        if (const int result = luo_preserve_fd(side.connection.get(), side.session.raw(), numbers[i], token + i);
+            result < 0)
           return luo_fail(result, "preserve");
       take(single, us_each(began, kBatch));
       LUO_TRY(unpreserve_all());
     }
   }
-  return nlohmann::json{{"small", options.small_count}, {"large", options.large_count}, {"preserve_many", batch.json()},
-                        {"preserve", single.json()}, {"unpreserve", unpreserve.json()}};
+  return nlohmann::json{{"small", options.small_count},
+                        {"large", options.large_count},
+                        {"preserve_many", batch.json()},
+                        {"preserve", single.json()},
+                        {"unpreserve", unpreserve.json()}};
 }
 
 /// Retrieves batches of the files of the incoming session NAME at either side, again and again.
@@ -368,9 +380,12 @@ luo::Result<nlohmann::json> measure_retrieve_scale(const Options& options) {
       (which == 0 ? batch.small : batch.large).push_back(us_each(began, kBatch));
       for (const int fd : fds)
         if (fd >= 0) ::close(fd);
-      if (came != static_cast<int>(kBatch)) return luo::fail(EIO, "retrieve: {} of {} came: {}", came, kBatch, luo_last_error());
+      if (came != static_cast<int>(kBatch))
+        return luo::fail(EIO, "retrieve: {} of {} came: {}", came, kBatch, luo_last_error());
       began = now_ns();
-      for (int& fd : fds) fd = luo_retrieve_fd(side.connection.get(), side.session.raw(), tokens[static_cast<std::size_t>(&fd - fds.data())]);
+      for (int& fd : fds)
+        fd = luo_retrieve_fd(side.connection.get(), side.session.raw(),
+                             tokens[static_cast<std::size_t>(&fd - fds.data())]);
       (which == 0 ? single.small : single.large).push_back(us_each(began, kBatch));
       for (const int fd : fds) {
         if (fd < 0) return luo_fail(fd, "retrieve");
@@ -378,7 +393,10 @@ luo::Result<nlohmann::json> measure_retrieve_scale(const Options& options) {
       }
     }
   }
-  return nlohmann::json{{"small", options.small_count}, {"large", options.large_count}, {"retrieve_many", batch.json()}, {"retrieve", single.json()}};
+  return nlohmann::json{{"small", options.small_count},
+                        {"large", options.large_count},
+                        {"retrieve_many", batch.json()},
+                        {"retrieve", single.json()}};
 }
 
 /// The life of a session beside many others, and beside few.
@@ -389,7 +407,8 @@ luo::Result<nlohmann::json> measure_sessions(const Options& options) {
   };
   const auto gather = [](const std::string& socket, std::size_t count) -> luo::Result<Crowd> {
     Crowd crowd{.connection = LUO_TRY(Connection::open(socket)), .sessions = {}};
-    for (std::size_t i = 0; i < count; ++i) crowd.sessions.push_back(LUO_TRY(fill(crowd.connection, fmt::format("session-{}", i), 1)));
+    for (std::size_t i = 0; i < count; ++i)
+      crowd.sessions.push_back(LUO_TRY(fill(crowd.connection, fmt::format("session-{}", i), 1)));
     return crowd;
   };
   Crowd small = LUO_TRY(gather(options.small, options.small_count));
@@ -401,28 +420,36 @@ luo::Result<nlohmann::json> measure_sessions(const Options& options) {
     for (std::size_t turn = 0; turn < 2; ++turn) {
       const bool is_small = (round + turn) % 2 == 0;
       const Crowd& crowd = is_small ? small : large;
-      const auto take = [&](Pair& pair, std::uint64_t began) { (is_small ? pair.small : pair.large).push_back(us_each(began, kEach)); };
+      const auto take = [&](Pair& pair, std::uint64_t began) {
+        (is_small ? pair.small : pair.large).push_back(us_each(began, kEach));
+      };
       std::vector<luo::Fd> fresh;
       std::uint64_t began = now_ns();
-      for (std::size_t i = 0; i < kEach; ++i) fresh.push_back(LUO_TRY(create(crowd.connection, fmt::format("fresh-{}-{}", round, i))));
+      for (std::size_t i = 0; i < kEach; ++i)
+        fresh.push_back(LUO_TRY(create(crowd.connection, fmt::format("fresh-{}-{}", round, i))));
       take(creates, began);
       began = now_ns();
       for (const luo::Fd& session : fresh) {
         LUO_TRY(preserve(crowd.connection, session, numbers_of(memfds), 1));
-        if (const int result = luo_unpreserve_fd(crowd.connection.get(), session.raw(), 1); result < 0) return luo_fail(result, "unpreserve");
+        if (const int result = luo_unpreserve_fd(crowd.connection.get(), session.raw(), 1); result < 0)
+          return luo_fail(result, "unpreserve");
       }
       take(preserves, began);
       began = now_ns();
       char name[LUO_NAME_LENGTH];
       for (std::size_t i = 0; i < kEach; ++i) {
         const luo::Fd& session = crowd.sessions[(i * 7919 + round) % crowd.sessions.size()];
-        if (const int result = luo_session_get_name(crowd.connection.get(), session.raw(), name); result < 0) return luo_fail(result, "get_name");
+        if (const int result = luo_session_get_name(crowd.connection.get(), session.raw(), name); result < 0)
+          return luo_fail(result, "get_name");
       }
       take(names, began);
     }
   }
-  return nlohmann::json{{"small", options.small_count}, {"large", options.large_count}, {"create", creates.json()},
-                        {"preserve_and_unpreserve", preserves.json()}, {"get_name", names.json()}};
+  return nlohmann::json{{"small", options.small_count},
+                        {"large", options.large_count},
+                        {"create", creates.json()},
+                        {"preserve_and_unpreserve", preserves.json()},
+                        {"get_name", names.json()}};
 }
 
 }  // namespace
@@ -463,7 +490,8 @@ int main(int argc, char** argv) {
   retrieve->add_option("--prefix", options.prefix);
   retrieve->add_option("--first", options.first, "number of the first session")->capture_default_str();
   add_two(add("files", "operations beside few and many files", &measure_files));
-  add_two(add("retrieve-scale", "retrieving from few and many files", &measure_retrieve_scale))->add_option("--prefix", options.prefix);
+  add_two(add("retrieve-scale", "retrieving from few and many files", &measure_retrieve_scale))
+      ->add_option("--prefix", options.prefix);
   add_two(add("sessions", "operations beside few and many sessions", &measure_sessions));
   CLI11_PARSE(app, argc, argv);
   const auto result = chosen(options);

@@ -103,11 +103,10 @@ Result<std::string> recover(Fd memfd) {
 }
 
 void expect_all_or_nothing(Stage& stage, const std::function<void()>& set_up, const std::function<void()>& operate) {
-  const KillCase c{.set_up =
-                       [&]() -> Result<Fd> {
-                         set_up();
-                         return stage.memfd();
-                       },
+  const KillCase c{.set_up = [&]() -> Result<Fd> {
+                     set_up();
+                     return stage.memfd();
+                   },
                    .operate = operate,
                    .recover = recover,
                    .also_right = {}};
@@ -131,32 +130,61 @@ class ArenaCrash : public ::testing::Test {
 
 TEST_F(ArenaCrash, AllocateSmall) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 100); }, [&] { stage.add(1, 100); });
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 100);
+      },
+      [&] { stage.add(1, 100); });
 }
 
 TEST_F(ArenaCrash, AllocateFirstOfAChunk) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 100); }, [&] { stage.add(1, 5000); });
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 100);
+      },
+      [&] { stage.add(1, 5000); });
 }
 
 TEST_F(ArenaCrash, AllocateLastOfAChunk) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 32000); }, [&] { stage.add(1, 32000); });
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 32000);
+      },
+      [&] { stage.add(1, 32000); });
 }
 
 TEST_F(ArenaCrash, AllocateLarge) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(2_MiB); stage.add(0, 100); }, [&] { stage.add(1, 300000); });
+      stage,
+      [&] {
+        stage.make(2_MiB);
+        stage.add(0, 100);
+      },
+      [&] { stage.add(1, 300000); });
 }
 
 TEST_F(ArenaCrash, AllocateWithGrowth) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(16_MiB); stage.add(0, 100); }, [&] { stage.add(1, 5000000); });
+      stage,
+      [&] {
+        stage.make(16_MiB);
+        stage.add(0, 100);
+      },
+      [&] { stage.add(1, 5000000); });
 }
 
 TEST_F(ArenaCrash, AllocateThatFails) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 100); },
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 100);
+      },
       [&] {
         Tx tx{stage.arena()};
         tx.set(stage.directory().number, 9);
@@ -178,12 +206,24 @@ TEST_F(ArenaCrash, AllocateWhenOnlyEmptyChunksOfOtherSizesAreLeft) {
 
 TEST_F(ArenaCrash, ReleaseSmall) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 100); stage.add(1, 100); }, [&] { stage.drop(0); });
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 100);
+        stage.add(1, 100);
+      },
+      [&] { stage.drop(0); });
 }
 
 TEST_F(ArenaCrash, ReleaseFromAFullChunk) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 32000); stage.add(1, 32000); }, [&] { stage.drop(0); });
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 32000);
+        stage.add(1, 32000);
+      },
+      [&] { stage.drop(0); });
 }
 
 TEST_F(ArenaCrash, ReleaseLastOfAChunk) {
@@ -211,7 +251,13 @@ TEST_F(ArenaCrash, ReleaseLargeWithNeighboursOnBothSides) {
 
 TEST_F(ArenaCrash, ReleaseLargeWithAHole) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(8_MiB); stage.add(0, 1500000); stage.add(1, 100); }, [&] { stage.drop(0); });
+      stage,
+      [&] {
+        stage.make(8_MiB);
+        stage.add(0, 1500000);
+        stage.add(1, 100);
+      },
+      [&] { stage.drop(0); });
 }
 
 TEST_F(ArenaCrash, Set) {
@@ -227,7 +273,12 @@ TEST_F(ArenaCrash, Set) {
 
 TEST_F(ArenaCrash, SaveOfManyBytes) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(1_MiB); stage.add(0, 601); stage.add(1, 601); },
+      stage,
+      [&] {
+        stage.make(1_MiB);
+        stage.add(0, 601);
+        stage.add(1, 601);
+      },
       [&] {
         Tx tx{stage.arena()};
         Directory& directory = stage.directory();
@@ -256,7 +307,12 @@ TEST_F(ArenaCrash, SetRoot) {
 
 TEST_F(ArenaCrash, BackToAMark) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(2_MiB); stage.add(0, 100); stage.add(1, 100000); },
+      stage,
+      [&] {
+        stage.make(2_MiB);
+        stage.add(0, 100);
+        stage.add(1, 100000);
+      },
       [&] {
         Tx tx{stage.arena()};
         stage.add(tx, 2, 40);
@@ -273,7 +329,11 @@ TEST_F(ArenaCrash, BackToAMark) {
 
 TEST_F(ArenaCrash, Abort) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(2_MiB); stage.add(0, 100); },
+      stage,
+      [&] {
+        stage.make(2_MiB);
+        stage.add(0, 100);
+      },
       [&] {
         Tx tx{stage.arena()};
         stage.drop(tx, 0);
@@ -285,7 +345,12 @@ TEST_F(ArenaCrash, Abort) {
 
 TEST_F(ArenaCrash, SeveralChangesInOneTransaction) {
   expect_all_or_nothing(
-      stage, [&] { stage.make(4_MiB); stage.add(0, 100); stage.add(1, 100000); },
+      stage,
+      [&] {
+        stage.make(4_MiB);
+        stage.add(0, 100);
+        stage.add(1, 100000);
+      },
       [&] {
         Tx tx{stage.arena()};
         stage.drop(tx, 0);

@@ -82,7 +82,11 @@ class Runner {
     const std::uint64_t mark = random();
     if (item.at == 0) {
       const std::uint64_t kind = random() % 100;
-      const std::uint64_t bytes = (kind < 70 ? random() % 500 : kind < 95 ? random() % 40000 : random() % 1500000) / 8 * 8 + 16;
+      const std::uint64_t bytes = (kind < 70   ? random() % 500
+                                   : kind < 95 ? random() % 40000
+                                               : random() % 1500000) /
+                                      8 * 8 +
+                                  16;
       const auto at = tx.allocate(bytes);
       if (!at) ::_exit(9);  // large enough for all of it
       auto* words = arena_->get(Ref<std::uint64_t>{at->raw()});

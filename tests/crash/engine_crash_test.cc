@@ -23,15 +23,18 @@ Result<std::string> describe(const kho::Arena& arena, const Engine& engine) {
                                  engine.file_count());
   std::string trouble;
   engine.for_each_session([&](const SessionView& s) {
-    text += fmt::format("{} '{}' {} of uid {} since {}:", s.id.raw(), s.name, to_string(s.state), s.owner.uid, s.created_ms);
+    text += fmt::format("{} '{}' {} of uid {} since {}:", s.id.raw(), s.name, to_string(s.state), s.owner.uid,
+                        s.created_ms);
     for (const Holder& holder : s.holder) {
-      if (holder.write_fd >= 0 && !is_open(holder.write_fd)) trouble = fmt::format("session {}: its holder is closed", s.name);
+      if (holder.write_fd >= 0 && !is_open(holder.write_fd))
+        trouble = fmt::format("session {}: its holder is closed", s.name);
       text += fmt::format(" holder {} {} {}", holder.write_fd >= 0, holder.read_fd >= 0, holder.accepted);
     }
     text += '\n';
     engine.for_each_file(s.id, [&](const FileView& f) {
       struct stat st {};
-      if (fstat(f.fd, &st) != 0 || st.st_ino != f.inode) trouble = fmt::format("token {}: its descriptor leads elsewhere", f.token.raw());
+      if (fstat(f.fd, &st) != 0 || st.st_ino != f.inode)
+        trouble = fmt::format("token {}: its descriptor leads elsewhere", f.token.raw());
       text += fmt::format("  {} {} {} data {} {}\n", f.token.raw(), f.handler, f.retrieve_status, f.data[0], f.data[1]);
     });
   });
@@ -57,20 +60,21 @@ class EngineCrash : public ::testing::Test {
   /// `prepare` and `operate` get the world; `operate` runs in the child that is killed.
   void expect_all_or_nothing(const std::function<void(World&)>& prepare, const std::function<void(World&)>& operate,
                              std::function<bool(const std::string&)> also_right = {}) {
-    const test::KillCase c{.set_up = [&]() -> Result<Fd> {
-                             clean_up();
-                             world_.emplace();
-                             prepare(*world_);
-                             if (HasFailure()) return fail(EINVAL, "set up");
-                             return Fd::adopt(fcntl(world_->arena->fd().raw, F_DUPFD_CLOEXEC, 0));
-                           },
-                           .operate =
-                               [&] {
-                                 operate(*world_);
-                                 if (HasFailure()) ::_exit(3);
-                               },
-                           .recover = [&](Fd memfd) { return test::in_child([&] { return recover(std::move(memfd)); }); },
-                           .also_right = std::move(also_right)};
+    const test::KillCase c{
+        .set_up = [&]() -> Result<Fd> {
+          clean_up();
+          world_.emplace();
+          prepare(*world_);
+          if (HasFailure()) return fail(EINVAL, "set up");
+          return Fd::adopt(fcntl(world_->arena->fd().raw, F_DUPFD_CLOEXEC, 0));
+        },
+        .operate =
+            [&] {
+              operate(*world_);
+              if (HasFailure()) ::_exit(3);
+            },
+        .recover = [&](Fd memfd) { return test::in_child([&] { return recover(std::move(memfd)); }); },
+        .also_right = std::move(also_right)};
     const auto calls = test::kill_at_every_syscall(c);
     ASSERT_TRUE(calls.has_value()) << to_string(calls.error());
     if (!test::kStepsInstructions) {
@@ -193,8 +197,9 @@ TEST_F(EngineCrash, RetrieveSession) {
 }
 
 TEST_F(EngineCrash, Accept) {
-  expect_all_or_nothing([](World& w) { make_retrieved(w, false); },
-                        [](World& w) { must(w, [&](Change& c) { return w.engine->accept(c, kFirst, Role::Owner).has_value(); }); });
+  expect_all_or_nothing(
+      [](World& w) { make_retrieved(w, false); },
+      [](World& w) { must(w, [&](Change& c) { return w.engine->accept(c, kFirst, Role::Owner).has_value(); }); });
 }
 
 TEST_F(EngineCrash, Preserve) {
@@ -261,10 +266,11 @@ TEST_F(EngineCrash, Unpreserve) {
 }
 
 TEST_F(EngineCrash, RetrieveFile) {
-  expect_all_or_nothing([](World& w) { make_retrieved(w); },
-                        [](World& w) {
-                          must(w, [&](Change& c) { return w.engine->retrieve(c, kFirst, Role::Owner, Token{2}).has_value(); });
-                        });
+  expect_all_or_nothing(
+      [](World& w) { make_retrieved(w); },
+      [](World& w) {
+        must(w, [&](Change& c) { return w.engine->retrieve(c, kFirst, Role::Owner, Token{2}).has_value(); });
+      });
 }
 
 TEST_F(EngineCrash, RetrieveFileThatFails) {
@@ -284,8 +290,9 @@ TEST_F(EngineCrash, Finish) {
 }
 
 TEST_F(EngineCrash, RenewOfARetrievedSession) {
-  expect_all_or_nothing([](World& w) { make_retrieved(w); },
-                        [](World& w) { must(w, [&](Change& c) { return w.engine->renew(c, kFirst, Role::Owner).has_value(); }); });
+  expect_all_or_nothing(
+      [](World& w) { make_retrieved(w); },
+      [](World& w) { must(w, [&](Change& c) { return w.engine->renew(c, kFirst, Role::Owner).has_value(); }); });
 }
 
 TEST_F(EngineCrash, CloseOfAnOutgoingSession) {
@@ -317,8 +324,9 @@ TEST_F(EngineCrash, CloseOfASessionThatWasNotAccepted) {
 }
 
 TEST_F(EngineCrash, PrepareAndCancel) {
-  expect_all_or_nothing([](World& w) { w.preserve(w.create("vm"), 1); },
-                        [](World& w) { must(w, [&](Change& c) { return w.engine->begin_prepare(c, kFirst).has_value(); }); });
+  expect_all_or_nothing(
+      [](World& w) { w.preserve(w.create("vm"), 1); },
+      [](World& w) { must(w, [&](Change& c) { return w.engine->begin_prepare(c, kFirst).has_value(); }); });
   expect_all_or_nothing(
       [](World& w) {
         w.preserve(w.create("vm"), 1);
@@ -393,10 +401,9 @@ class EngineCrashSuccessor : public EngineCrash {
 };
 
 TEST_F(EngineCrashSuccessor, TakesOver) {
-  expect_all_or_nothing([&](World& w) { make_successor(w); },
-                        [](World& w) {
-                          must(w, [&](Change& c) { return w.engine->renew(c, kFirst, Role::Successor).has_value(); });
-                        });
+  expect_all_or_nothing(
+      [&](World& w) { make_successor(w); },
+      [](World& w) { must(w, [&](Change& c) { return w.engine->renew(c, kFirst, Role::Successor).has_value(); }); });
 }
 
 TEST_F(EngineCrashSuccessor, IsAbandoned) {

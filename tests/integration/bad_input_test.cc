@@ -37,7 +37,8 @@ class BadInput : public testing::Test {
     EXPECT_EQ(luod_.worker(), worker_) << "it died of it\n" << luod_.log();
   }
   /// A message of that payload, framed well.
-  static std::vector<std::byte> framed(RawClient& client, Command command, std::uint64_t session, std::span<const std::byte> payload, std::uint32_t fds = 0) {
+  static std::vector<std::byte> framed(RawClient& client, Command command, std::uint64_t session,
+                                       std::span<const std::byte> payload, std::uint32_t fds = 0) {
     wire::Header header{};
     header.length = static_cast<std::uint32_t>(sizeof header + payload.size());
     header.command = static_cast<std::uint32_t>(command);
@@ -90,7 +91,8 @@ TEST_F(BadInput, BrokenFramingClosesTheConnection) {
     reinterpret_cast<wire::Header*>(m.data())->nonce = 1;
     return m;
   };
-  const std::vector<std::function<std::vector<std::byte>(RawClient&)>> all{longer, shorter, cut, says_fds, no_nonce, old_nonce};
+  const std::vector<std::function<std::vector<std::byte>(RawClient&)>> all{longer,   shorter,  cut,
+                                                                           says_fds, no_nonce, old_nonce};
   for (std::size_t i = 0; i < all.size(); ++i) {
     RawClient client = raw_client(luod_);
     ASSERT_TRUE(client.send_bytes(all[i](client)).has_value());
@@ -112,7 +114,8 @@ TEST_F(BadInput, AnythingBeforeHelloClosesTheConnection) {
 
 TEST_F(BadInput, UnknownCommandsAndSecondHellosAreInvalid) {
   RawClient client = raw_client(luod_);
-  for (const std::uint32_t command : {0U, 0xBA02U, 0xBA3FU, 0xBA44U, 0xBA7FU, 0xBA8CU, 0xBA9FU, 0xBAA7U, 0xBAC0U, 0xFFFFFFFFU})
+  for (const std::uint32_t command :
+       {0U, 0xBA02U, 0xBA3FU, 0xBA44U, 0xBA7FU, 0xBA8CU, 0xBA9FU, 0xBAA7U, 0xBAC0U, 0xFFFFFFFFU})
     EXPECT_EQ(answered(client, static_cast<Command>(command), 0, bytes_of(plain_arg())), EINVAL) << command;
   wire::HelloArg hello{};
   hello.size = sizeof hello;
@@ -203,8 +206,12 @@ TEST_F(BadInput, CountsOfBatchesAreChecked) {
   RawClient client = raw_client(luod_);
   const RawSession session = raw_session(client, Command::CreateSession, "a");
   for (const std::uint32_t count : {0U, 254U, 0xFFFFFFFFU})
-    EXPECT_EQ(answered(client, Command::PreserveMany, session.handle, bytes_of(wire::ManyArg{sizeof(wire::ManyArg), count})), EINVAL) << count;
-  EXPECT_EQ(answered(client, Command::PreserveMany, session.handle, bytes_of(wire::ManyArg{sizeof(wire::ManyArg), 3})), -ECONNRESET);
+    EXPECT_EQ(
+        answered(client, Command::PreserveMany, session.handle, bytes_of(wire::ManyArg{sizeof(wire::ManyArg), count})),
+        EINVAL)
+        << count;
+  EXPECT_EQ(answered(client, Command::PreserveMany, session.handle, bytes_of(wire::ManyArg{sizeof(wire::ManyArg), 3})),
+            -ECONNRESET);
 }
 
 TEST_F(BadInput, WhatAClientSaysItMetIsReportedInOrder) {
@@ -277,8 +284,7 @@ TEST_F(BadInput, AFloodHoldsNobodyUp) {
       many.arg = {sizeof(wire::ManyArg), 253};
       if (!flood.post(Command::PreserveMany, 5, many, fds)) _exit(0);
       std::byte sink[256];
-      while (recv(flood.socket().raw, sink, sizeof sink, MSG_DONTWAIT) > 0) {
-      }
+      while (recv(flood.socket().raw, sink, sizeof sink, MSG_DONTWAIT) > 0) {}
     }
   }
   for (int i = 0; i < 200; ++i) {
@@ -290,8 +296,9 @@ TEST_F(BadInput, AFloodHoldsNobodyUp) {
 
 TEST_F(BadInput, GarbageIsSurvived) {
   std::mt19937 random{20260101};
-  const std::uint32_t commands[] = {0xBA00, 0xBA01, 0xBA40, 0xBA41, 0xBA42, 0xBA43, 0xBA80, 0xBA81, 0xBA82, 0xBA83, 0xBA84,
-                                    0xBA85, 0xBA86, 0xBA89, 0xBA8A, 0xBA8B, 0xBAA0, 0xBAA1, 0xBAA2, 0xBAA3, 0xBAA4, 0x1234};
+  const std::uint32_t commands[] = {0xBA00, 0xBA01, 0xBA40, 0xBA41, 0xBA42, 0xBA43, 0xBA80, 0xBA81,
+                                    0xBA82, 0xBA83, 0xBA84, 0xBA85, 0xBA86, 0xBA89, 0xBA8A, 0xBA8B,
+                                    0xBAA0, 0xBAA1, 0xBAA2, 0xBAA3, 0xBAA4, 0x1234};
   for (int round = 0; round < 150; ++round) {
     RawClient client = raw_client(luod_, "garbage");
     const RawSession session = raw_session(client, Command::CreateSession, "garbage");
@@ -309,7 +316,8 @@ TEST_F(BadInput, GarbageIsSurvived) {
         fds.push_back(keep.back().raw());
       }
       const auto command = static_cast<Command>(commands[random() % std::size(commands)]);
-      auto message = framed(client, command, random() % 2 == 0 ? session.handle : random() % 8, payload, static_cast<std::uint32_t>(fds.size()));
+      auto message = framed(client, command, random() % 2 == 0 ? session.handle : random() % 8, payload,
+                            static_cast<std::uint32_t>(fds.size()));
       if (random() % 16 == 0) message[random() % message.size()] = static_cast<std::byte>(random());
       if (!client.send_bytes(message, fds, MSG_DONTWAIT)) break;
     }
@@ -352,7 +360,8 @@ TEST_F(FewDescriptors, AreReportedAndNothingIsHalfDone) {
   ASSERT_EQ(luo_unpreserve_fd(client, session.raw(), 0), 0) << luo_last_error();
   ASSERT_EQ(luo_unpreserve_fd(client, session.raw(), 1), 0) << luo_last_error();
   ASSERT_EQ(luo_unpreserve_fd(client, session.raw(), 2), 0) << luo_last_error();
-  EXPECT_EQ(luo_session_tokens(client, session.raw(), tokens.data(), tokens.size()), static_cast<int>(kept) - 3) << luo_last_error();
+  EXPECT_EQ(luo_session_tokens(client, session.raw(), tokens.data(), tokens.size()), static_cast<int>(kept) - 3)
+      << luo_last_error();
   EXPECT_EQ(luo_preserve_fd(client, session.raw(), fds[0], 1000), 0) << luo_last_error();
 }
 

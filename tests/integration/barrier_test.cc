@@ -30,7 +30,8 @@ class Barrier : public testing::Test {
     for (;;) {
       const auto event = client.event();
       if (!event) return 0;
-      if (event->header.command == static_cast<std::uint32_t>(Event::Prepare)) return event->as<wire::PrepareEvent>().update;
+      if (event->header.command == static_cast<std::uint32_t>(Event::Prepare))
+        return event->as<wire::PrepareEvent>().update;
       // The end of the one before, which a new worker may have told again.
     }
   }
@@ -177,7 +178,9 @@ TEST_F(Barrier, ACrossingAndAHandoverExcludeEachOther) {
 // --- the new image is asked -----------------------------------------------------------------------------------
 
 TEST_F(Barrier, AProbeWhoseRequesterLeavesIsInNobodysWay) {
-  const auto open_image = [](const std::string& name) { return Fd::adopt(open(program(name).c_str(), O_RDONLY | O_CLOEXEC)); };
+  const auto open_image = [](const std::string& name) {
+    return Fd::adopt(open(program(name).c_str(), O_RDONLY | O_CLOEXEC));
+  };
   const Fd hangs = open_image("luod_image_probe_hangs"), good = open_image("luod");
   RawClient first = raw_client(luod_, "first"), second = raw_client(luod_, "second");
   const int bad_fd = hangs.raw(), good_fd = good.raw();
@@ -192,7 +195,8 @@ TEST_F(Barrier, AProbeWhoseRequesterLeavesIsInNobodysWay) {
 
 /// A subscriber that has not read for so long that luod keeps what it has to say for it.
 TEST_F(Barrier, WhatIsQueuedForADeafSubscriberIsToldByTheNextWorkerToo) {
-  RawClient session_owner = raw_client(luod_, "owner"), admin = raw_client(luod_, "admin"), refuses = subscriber("refuses");
+  RawClient session_owner = raw_client(luod_, "owner"), admin = raw_client(luod_, "admin"),
+            refuses = subscriber("refuses");
   // Its own requests fill its queue first: answers that it does not read.
   RawClient deaf = subscriber("deaf");
   wire::QueryArg query{};
@@ -224,11 +228,14 @@ TEST_F(Barrier, WhatIsQueuedForADeafSubscriberIsToldByTheNextWorkerToo) {
     if (poll(&one, 1, 300) <= 0) break;
     const auto event = deaf.event();
     if (!event) break;  // luod gave it up: it had not read for too long. It will find its connection closed.
-    if (event->header.command == static_cast<std::uint32_t>(Event::Prepare)) last_asked = std::max(last_asked, event->as<wire::PrepareEvent>().update);
-    if (event->header.command == static_cast<std::uint32_t>(Event::Resumed)) last_resumed = std::max(last_resumed, event->as<wire::EndEvent>().update);
+    if (event->header.command == static_cast<std::uint32_t>(Event::Prepare))
+      last_asked = std::max(last_asked, event->as<wire::PrepareEvent>().update);
+    if (event->header.command == static_cast<std::uint32_t>(Event::Resumed))
+      last_resumed = std::max(last_resumed, event->as<wire::EndEvent>().update);
   }
   EXPECT_GT(last_asked, 0U);
-  EXPECT_EQ(last_resumed, static_cast<std::uint64_t>(rounds) + 1) << "asked last about " << last_asked << "\n" << luod_.log();
+  EXPECT_EQ(last_resumed, static_cast<std::uint64_t>(rounds) + 1) << "asked last about " << last_asked << "\n"
+                                                                  << luod_.log();
 }
 
 TEST_F(Barrier, WhoWaitsForASessionAndDoesNotReadEventsGetsItsAnswer) {

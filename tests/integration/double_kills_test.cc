@@ -44,8 +44,9 @@ TEST_P(DoubleKills, TheWorkerAndThenTheNextOne) {
 INSTANTIATE_TEST_SUITE_P(Of, DoubleKills, testing::ValuesIn([] {
                            std::vector<Operation> chosen;
                            for (const Operation& operation : kOperations)
-                             for (const char* name : {"create", "preserve", "preserve_many", "retrieve_session", "retrieve",
-                                                      "finish", "unpreserve", "renew", "close_outgoing", "cross"})
+                             for (const char* name :
+                                  {"create", "preserve", "preserve_many", "retrieve_session", "retrieve", "finish",
+                                   "unpreserve", "renew", "close_outgoing", "cross"})
                                if (std::string_view{operation.name} == name) chosen.push_back(operation);
                            return chosen;
                          }()),

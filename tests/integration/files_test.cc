@@ -3,17 +3,16 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/inotify.h>
-#include <sys/signalfd.h>
-#include <sys/syscall.h>
-#include <sys/timerfd.h>
-#include <sys/wait.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include <numeric>
 
@@ -106,7 +105,8 @@ TEST_F(Files, AHolderThatDiedKeepsNothingBusy) {
                 const Client own{luod_};
                 const Fd session = own.create("died");
                 return luo_preserve_fd(own, session.raw(), file.raw(), 5) == 0 ? 0 : 1;
-              }), 0);
+              }),
+              0);
     ASSERT_EQ(preserve(file, 1), 0) << i << ": " << luo_last_error();
     ASSERT_EQ(luo_unpreserve_fd(client_, session_.raw(), 1), 0);
   }
@@ -200,7 +200,9 @@ TEST_P(Batches, PreserveAndRetrieveWithErrorsInTheMiddle) {
   fds[n / 3] = null.raw();
   fds[n / 4] = fds[0];
   wanted[n / 5] = wanted[0];
-  ASSERT_EQ(luo_preserve_many(client_, session_.raw(), fds.data(), wanted.data(), errors.data(), n), static_cast<int>(n) - 4) << luo_last_error();
+  ASSERT_EQ(luo_preserve_many(client_, session_.raw(), fds.data(), wanted.data(), errors.data(), n),
+            static_cast<int>(n) - 4)
+      << luo_last_error();
   for (std::size_t i = 0; i < n; ++i)
     EXPECT_EQ(errors[i], i == n / 2 ? EBADF : i == n / 3 ? ENOENT : i == n / 4 ? EBUSY : i == n / 5 ? EEXIST : 0) << i;
   EXPECT_EQ(tokens().size(), n - 4);
@@ -210,7 +212,8 @@ TEST_P(Batches, PreserveAndRetrieveWithErrorsInTheMiddle) {
     const Client after{luod_};
     const Fd incoming = after.retrieve("s");
     std::vector<int> back(n, 0);
-    ASSERT_EQ(luo_retrieve_many(after, incoming.raw(), wanted.data(), back.data(), n), static_cast<int>(n) - 3) << luo_last_error();
+    ASSERT_EQ(luo_retrieve_many(after, incoming.raw(), wanted.data(), back.data(), n), static_cast<int>(n) - 3)
+        << luo_last_error();
     for (std::size_t i = 0; i < n; ++i) {
       if (i == n / 2 || i == n / 3 || i == n / 4) {
         EXPECT_EQ(back[i], -ENOENT) << i;
@@ -322,8 +325,8 @@ TEST_F(Files, EveryKindCrosses) {
   const Fd pipe_read = Fd::adopt(ends[0]), pipe_write = Fd::adopt(ends[1]);
   const Fd memory = memfd_with("memory");
 
-  std::vector<const Fd*> all{&listener, &near, &udp, &pairs[1], &pairs[3], &pairs[5], &unix_listener,
-                             &event, &other_event, &pipe_read, &pipe_write, &memory};
+  std::vector<const Fd*> all{&listener,      &near,  &udp,         &pairs[1],  &pairs[3],   &pairs[5],
+                             &unix_listener, &event, &other_event, &pipe_read, &pipe_write, &memory};
   for (std::size_t i = 0; i < all.size(); ++i) ASSERT_EQ(preserve(*all[i], i), 0) << i << ": " << luo_last_error();
   near.close();
   for (const std::size_t i : {1U, 3U, 5U}) pairs[i].close();

@@ -47,8 +47,9 @@ TEST_F(Freeze, ARefusalIsUndoneInOrderAndNamed) {
   EXPECT_EQ(ran.status, 1);
   for (const char* part : {"token 7", "'c'", "stubborn-v1", "it does not want to", "EREMOTEIO"})
     EXPECT_NE(ran.out.find(part), std::string::npos) << part << " in " << ran.out;
-  EXPECT_EQ(calls(), "freeze 1, freeze 2, freeze 3, freeze 4, freeze 5, freeze 6, freeze 7 refused, "
-                     "unfreeze 5, unfreeze 6, unfreeze 3, unfreeze 4, unfreeze 1, unfreeze 2");
+  EXPECT_EQ(calls(),
+            "freeze 1, freeze 2, freeze 3, freeze 4, freeze 5, freeze 6, freeze 7 refused, "
+            "unfreeze 5, unfreeze 6, unfreeze 3, unfreeze 4, unfreeze 1, unfreeze 2");
   for (const char* name : {"a", "b", "c", "d"}) EXPECT_EQ(luod_.show(name)["state"], "outgoing");
   EXPECT_EQ(luod_.status()["generation"], 0);
   preserve(d, 10, "yes");
@@ -65,7 +66,8 @@ TEST_F(Freeze, ARefusalCallsAHandoverOff) {
     const Fd file = *make_memfd("stubborn", 0);
     ASSERT_TRUE(write_all(file, content).has_value());
     const int fd = file.raw();
-    ASSERT_EQ(owner.call(Command::PreserveFd, session.handle, token_arg(content[0] == 'y' ? 1 : 2), {&fd, 1})->error(), 0);
+    ASSERT_EQ(owner.call(Command::PreserveFd, session.handle, token_arg(content[0] == 'y' ? 1 : 2), {&fd, 1})->error(),
+              0);
   }
   const auto offer = admin.call(Command::UpdateService, 0, update_arg("s"));
   ASSERT_EQ(offer->error(), 0);

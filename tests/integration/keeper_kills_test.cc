@@ -122,8 +122,7 @@ class Terminated : public testing::Test {
   void expect_end() {
     for (const Fd& process : processes_) EXPECT_TRUE(readable(process.raw())) << "still there\n" << luod_.log();
     EXPECT_TRUE(hung_up(session_.raw())) << "somebody holds its other end\n" << luod_.log();
-    while (admin_.answer()) {
-    }
+    while (admin_.answer()) {}
     EXPECT_TRUE(admin_.closed_by_luod());
     EXPECT_FALSE(std::filesystem::exists(luod_.socket())) << "it left its socket\n" << luod_.log();
     const int status = luod_.wait_for_exit();
@@ -216,8 +215,8 @@ TEST_P(TerminatedAt, ASystemCallOfTheKeeper) {
   expect_end();
 }
 INSTANTIATE_TEST_SUITE_P(Stop, TerminatedAt,
-                         testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 30, 45, 70, 100, 140, 190, 250, 300, 350,
-                                         400, 430, 450, 470));
+                         testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 30, 45, 70, 100, 140, 190, 250,
+                                         300, 350, 400, 430, 450, 470));
 
 // --- the successor is killed -------------------------------------------------------------------------------
 

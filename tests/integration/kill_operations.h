@@ -151,7 +151,9 @@ class Kills : public testing::TestWithParam<Operation> {
   struct Seen {
     std::string result, state;
     bool operator==(const Seen&) const = default;
-    friend std::ostream& operator<<(std::ostream& out, const Seen& seen) { return out << seen.result << '\n' << seen.state; }
+    friend std::ostream& operator<<(std::ostream& out, const Seen& seen) {
+      return out << seen.result << '\n' << seen.state;
+    }
   };
   /// One run; `around` is called with what to do while something is killed.
   template <class Around>

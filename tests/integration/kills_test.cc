@@ -28,7 +28,8 @@ TEST_P(Kills, TheWorkerAtEachSystemCall) {
       call();
       killed = died_rather_than_idled(worker);
     });
-    ASSERT_EQ(seen, whole) << "killed at stop " << n << "\n" << luod_.log().substr(luod_.log().size() > 3000 ? luod_.log().size() - 3000 : 0);
+    ASSERT_EQ(seen, whole) << "killed at stop " << n << "\n"
+                           << luod_.log().substr(luod_.log().size() > 3000 ? luod_.log().size() - 3000 : 0);
     ASSERT_EQ(luod_.state(), empty) << "killed at stop " << n;
     if (!killed) break;
   }
@@ -103,7 +104,8 @@ TEST_F(Clients, KilledWhileTheyPreserve) {
   bool was_kept = false;
   unsigned n = 1;
   for (bool more = true; more; ++n) {
-    more = killed_at(n, [&](const Client& own) { return luo_preserve_fd(own, session.raw(), file.raw(), 1) == 0 ? 0 : 1; });
+    more = killed_at(
+        n, [&](const Client& own) { return luo_preserve_fd(own, session.raw(), file.raw(), 1) == 0 ? 0 : 1; });
     luod_.status();  // luod has read what the dead one had sent
     const int removed = luo_unpreserve_fd(owner, session.raw(), 1);
     ASSERT_TRUE(removed == 0 || removed == -ENOENT) << luo_last_error();
@@ -178,8 +180,7 @@ TEST_F(Clients, SeeNothingOfRandomKills) {
   for (int kills = 0; kills < kKills; ++kills) {
     const bool keeper = random() % 3 == 0;
     const pid_t victim = keeper ? luod_.keeper() : luod_.worker();
-    if (keeper || random() % 2 == 0)
-      kill(victim, SIGKILL);
+    if (keeper || random() % 2 == 0) kill(victim, SIGKILL);
     else if (!kill_at_syscall(victim, static_cast<unsigned>(1 + random() % 100)))
       break;  // it has nothing to do any more: the client has left
     ASSERT_TRUE(wait_for_death(victim));

@@ -140,8 +140,12 @@ TEST_F(LuodUpdate, ToAnImageThatIsMissing) {
   expect_unchanged();
 }
 
-TEST_F(LuodUpdate, ToOneThatIsNotExecutable) { expect_refused(update(copy_of(program("luod"), 0644)), "EACCES", "not executable"); }
-TEST_F(LuodUpdate, ToOneThatAnybodyMayWrite) { expect_refused(update(copy_of(program("luod"), 0757)), "EACCES", "anybody may write"); }
+TEST_F(LuodUpdate, ToOneThatIsNotExecutable) {
+  expect_refused(update(copy_of(program("luod"), 0644)), "EACCES", "not executable");
+}
+TEST_F(LuodUpdate, ToOneThatAnybodyMayWrite) {
+  expect_refused(update(copy_of(program("luod"), 0757)), "EACCES", "anybody may write");
+}
 
 TEST_F(LuodUpdate, ToOneOfAnotherUser) {
   const std::string path = copy_of(program("luod"), 0755);
@@ -173,7 +177,9 @@ TEST_F(LuodUpdate, ToAScriptThatAnswersTheProbe) {
   expect_refused(update(path), "", "");
 }
 
-TEST_F(LuodUpdate, ToOneThatExitsWhenAsked) { expect_refused(update(image("probe_exits")), "EIO", "I will not be asked"); }
+TEST_F(LuodUpdate, ToOneThatExitsWhenAsked) {
+  expect_refused(update(image("probe_exits")), "EIO", "I will not be asked");
+}
 TEST_F(LuodUpdate, ToOneThatCrashesWhenAsked) { expect_refused(update(image("probe_crashes")), "EIO", ""); }
 TEST_F(LuodUpdate, ToOneThatIsNoLuod) { expect_refused(update(image("probe_talks_nonsense")), "EPROTO", "not a luod"); }
 TEST_F(LuodUpdate, ToOneThatDoesNotAnswer) {
@@ -183,11 +189,19 @@ TEST_F(LuodUpdate, ToOneThatDoesNotAnswer) {
   std::string left;
   EXPECT_FALSE(children >> left) << "process " << left << " was left behind";
 }
-TEST_F(LuodUpdate, ToOneThatReadsNoLayoutOfOurs) { expect_refused(update(image("other_layout")), "EPROTO", "does not read layout"); }
-TEST_F(LuodUpdate, ToOneThatExitsAtItsStart) { expect_refused(update(image("start_exits")), "ECHILD", "I do not want to"); }
+TEST_F(LuodUpdate, ToOneThatReadsNoLayoutOfOurs) {
+  expect_refused(update(image("other_layout")), "EPROTO", "does not read layout");
+}
+TEST_F(LuodUpdate, ToOneThatExitsAtItsStart) {
+  expect_refused(update(image("start_exits")), "ECHILD", "I do not want to");
+}
 TEST_F(LuodUpdate, ToOneThatCrashesAtItsStart) { expect_refused(update(image("start_crashes")), "ECHILD", ""); }
-TEST_F(LuodUpdate, ToOneThatCrashesAfterReadingTheArena) { expect_refused(update(image("after_reading")), "ECHILD", "read 2 sessions"); }
-TEST_F(LuodUpdate, ToOneThatHangs) { expect_refused(update(image("hangs"), {"--timeout", "0.3"}), "ETIMEDOUT", "let me think"); }
+TEST_F(LuodUpdate, ToOneThatCrashesAfterReadingTheArena) {
+  expect_refused(update(image("after_reading")), "ECHILD", "read 2 sessions");
+}
+TEST_F(LuodUpdate, ToOneThatHangs) {
+  expect_refused(update(image("hangs"), {"--timeout", "0.3"}), "ETIMEDOUT", "let me think");
+}
 
 // --- kills in the middle ------------------------------------------------------------------------------
 

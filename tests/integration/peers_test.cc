@@ -68,7 +68,8 @@ TEST_F(Peers, WhatAMessageThatBreaksTheFramingBroughtIsClosedAtOnce) {
   EXPECT_EQ(open_descriptors(worker), before);
 }
 
-/// Answers wait for two connections that do not read when the worker is killed; both have gone before the next one starts.
+/// Answers wait for two connections that do not read when the worker is killed; both have gone before the next one
+/// starts.
 TEST_F(Peers, ThoseThatLeaveWhileNobodyServesAreNoObstacle) {
   const auto deaf = [&] {
     RawClient client = raw_client(luod_, "deaf");
@@ -122,17 +123,19 @@ TEST(FewDescriptorsLeft, AnUpdateOfLuodIsRefusedOrDone) {
     const int fd = image.raw();
     const auto answer = admin.call(Command::UpdateLuod, 0, update_arg("", 20'000), {&fd, 1});
     ASSERT_TRUE(answer.has_value()) << answer.error().what << luod.log();
-    EXPECT_TRUE(answer->error() == 0 || answer->error() == EMFILE || answer->error() == ENFILE || answer->error() == ECHILD ||
-                answer->error() == EIO)
+    EXPECT_TRUE(answer->error() == 0 || answer->error() == EMFILE || answer->error() == ENFILE ||
+                answer->error() == ECHILD || answer->error() == EIO)
         << answer->error() << answer->text();
     ++(answer->error() == 0 ? done : refused);
     // The next one has one more descriptor to work with.
-    ASSERT_EQ(luo_unpreserve_fd(client, session.raw(), static_cast<std::uint64_t>(free)), 0) << luo_last_error() << luod.log();
+    ASSERT_EQ(luo_unpreserve_fd(client, session.raw(), static_cast<std::uint64_t>(free)), 0)
+        << luo_last_error() << luod.log();
   }
   EXPECT_GT(refused, 3);
   EXPECT_GT(done, 0) << luod.log();
   std::vector<std::uint64_t> tokens(100);
-  EXPECT_EQ(luo_session_tokens(client, session.raw(), tokens.data(), tokens.size()), static_cast<int>(token) - 12) << luo_last_error();
+  EXPECT_EQ(luo_session_tokens(client, session.raw(), tokens.data(), tokens.size()), static_cast<int>(token) - 12)
+      << luo_last_error();
 }
 
 // --- a full disk ----------------------------------------------------------------------------------------------------
@@ -150,13 +153,14 @@ class FullDisk : public testing::Test {
     }
   }
   LuodOptions options() const {
-    return {.arguments = {"--state-dir", dir_.path()}, .environment = {{"LUO_SOCKET", dir_ / "luod.sock"}}, .own_directory = false};
+    return {.arguments = {"--state-dir", dir_.path()},
+            .environment = {{"LUO_SOCKET", dir_ / "luod.sock"}},
+            .own_directory = false};
   }
   void fill() {
     std::ofstream file{dir_ / "filler", std::ios::app};
     const std::string block(4096, 'x');
-    while (file.write(block.data(), 4096).flush()) {
-    }
+    while (file.write(block.data(), 4096).flush()) {}
   }
   TempDir dir_;
   bool mounted_ = false;

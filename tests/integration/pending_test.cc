@@ -1,5 +1,6 @@
 // A handler that answers later holds nobody up but those who want the same session, and what becomes of
-// the request that waits for it when anything around it goes. With a luod that has such a handler (images/slow_luod.cc).
+// the request that waits for it when anything around it goes. With a luod that has such a handler
+// (images/slow_luod.cc).
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
@@ -323,8 +324,12 @@ TEST_F(Pending, EveryKindOfRequestOnTheSessionWaits) {
   };
   std::vector<Wait> waits;
   std::uint64_t handle = 0;
-  for (const auto& [command, error] : {std::pair{Command::GetName, 0}, {Command::ListTokens, 0}, {Command::Finish, EINVAL},
-                                       {Command::Renew, EINVAL}, {Command::RetrieveFd, EINVAL}, {Command::PreserveFd, EEXIST}})
+  for (const auto& [command, error] : {std::pair{Command::GetName, 0},
+                                       {Command::ListTokens, 0},
+                                       {Command::Finish, EINVAL},
+                                       {Command::Renew, EINVAL},
+                                       {Command::RetrieveFd, EINVAL},
+                                       {Command::PreserveFd, EEXIST}})
     waits.push_back({command, error, second(handle)});
   const Fd file = slow_file(), more = memfd_with("x");
   const int fd = more.raw();

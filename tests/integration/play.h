@@ -44,7 +44,9 @@ struct Play {
     const auto file = successor->call(wire::Command::RetrieveFd, taken.handle, token_arg(1));
     LUO_CHECK(file.has_value() && file->error() == 0 && content_of(file->fds.at(0)) == "content");
   }
-  void ask_to_take_over() { LUO_CHECK(successor->post(wire::Command::TakeOver, taken.handle, wait_arg(20'000)).has_value()); }
+  void ask_to_take_over() {
+    LUO_CHECK(successor->post(wire::Command::TakeOver, taken.handle, wait_arg(20'000)).has_value());
+  }
   bool owner_is_asked() {
     const auto event = owner.event();
     return event && event->header.command == static_cast<std::uint32_t>(wire::Event::Prepare) &&
@@ -102,7 +104,8 @@ struct Play {
     EXPECT_EQ(successor->call(wire::Command::PreserveFd, taken.handle, token_arg(2), {&fd, 1})->error(), 0);
     EXPECT_EQ(successor->call(wire::Command::UnpreserveFd, taken.handle, token_arg(2))->error(), 0);
     EXPECT_EQ(luod.status()["files"], 1);
-    EXPECT_EQ(owner.call(wire::Command::UnpreserveFd, session.handle, token_arg(1))->error(), EBADF) << "the old one's handle";
+    EXPECT_EQ(owner.call(wire::Command::UnpreserveFd, session.handle, token_arg(1))->error(), EBADF)
+        << "the old one's handle";
   }
   int complete() { return successor->call(wire::Command::Renew, taken.handle, plain_arg())->error(); }
 

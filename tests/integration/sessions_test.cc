@@ -157,7 +157,8 @@ TEST_F(Sessions, TheDeathOfItsHolderGivesItUp) {
               const Client own{luod_};
               const Fd session = own.create("a"), file = memfd_with("x");
               return session.valid() && luo_preserve_fd(own, session.raw(), file.raw(), 1) == 0 ? 0 : 1;
-            }), 0);
+            }),
+            0);
   EXPECT_EQ(count(), 0U);
   EXPECT_EQ(luod_.status()["files"], 0);
 }
@@ -239,7 +240,8 @@ TEST_F(Sessions, CanBeGivenToAnotherProcessAndUsedThere) {
               if (luo_preserve_fd(own, session.raw(), other.raw(), 1) != -EEXIST) return 4;
               if (luo_preserve_fd(own, session.raw(), other.raw(), 2) != 0) return 5;
               return luo_unpreserve_fd(own, session.raw(), 1) == 0 ? 0 : 6;
-            }), 0);
+            }),
+            0);
   std::uint64_t tokens[2] = {};
   EXPECT_EQ(luo_session_tokens(client_, session.raw(), tokens, 2), 1);
   EXPECT_EQ(tokens[0], 2U);

@@ -33,15 +33,15 @@ class FullDisk : public testing::Test {
   void fill() {
     const Fd file = Fd::adopt(open((dir_ / "filler").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
     const std::string page(4096, 'x');
-    while (::write(file.raw(), page.data(), page.size()) > 0) {
-    }
+    while (::write(file.raw(), page.data(), page.size()) > 0) {}
     ASSERT_EQ(errno, ENOSPC);
   }
   /// Not another file either.
   void fill_with_files() {
     int n = 0;
     for (;; ++n)
-      if (!Fd::adopt(open((dir_ / fmt::format("file{}", n)).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)).valid()) break;
+      if (!Fd::adopt(open((dir_ / fmt::format("file{}", n)).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)).valid())
+        break;
     ASSERT_EQ(errno, ENOSPC);
   }
   void start() {
@@ -81,7 +81,8 @@ TEST_F(FullDisk, WithoutRoomForItsLockLuodDoesNotStartAndSaysWhy) {
   start();
   ASSERT_FALSE(luod_->running());
   EXPECT_EQ(luod_->wait_for_exit(), 1);
-  for (const char* part : {"luod.lock", "ENOSPC"}) EXPECT_NE(luod_->log().find(part), std::string::npos) << luod_->log();
+  for (const char* part : {"luod.lock", "ENOSPC"})
+    EXPECT_NE(luod_->log().find(part), std::string::npos) << luod_->log();
 }
 
 TEST_F(FullDisk, WithoutRoomForItsSocketLuodDoesNotStartAndSaysWhy) {
@@ -90,14 +91,16 @@ TEST_F(FullDisk, WithoutRoomForItsSocketLuodDoesNotStartAndSaysWhy) {
   start();
   ASSERT_FALSE(luod_->running());
   EXPECT_EQ(luod_->wait_for_exit(), 1);
-  for (const char* part : {"luod.sock", "ENOSPC"}) EXPECT_NE(luod_->log().find(part), std::string::npos) << luod_->log();
+  for (const char* part : {"luod.sock", "ENOSPC"})
+    EXPECT_NE(luod_->log().find(part), std::string::npos) << luod_->log();
 }
 
 TEST_F(FullDisk, LuodServesWhereNotAByteIsLeft) {
   fill();
   start();
   ASSERT_TRUE(luod_->running()) << luod_->log();
-  EXPECT_NE(luod_->log().find("ENOSPC"), std::string::npos) << "its pid is in no lock file; it says so\n" << luod_->log();
+  EXPECT_NE(luod_->log().find("ENOSPC"), std::string::npos) << "its pid is in no lock file; it says so\n"
+                                                            << luod_->log();
   const Client client{*luod_};
   EXPECT_TRUE(client.create("s").valid()) << luo_last_error();
   EXPECT_EQ(luod_->stop(), 0);
@@ -141,7 +144,8 @@ TEST_F(FullDisk, TheSuccessorOfACacheWritesItsLogThere) {
   if (child == 0) {
     const int out = open("/dev/full", O_WRONLY);
     for (const int fd : {1, 2}) dup2(out, fd);
-    execl(program("luo-cache").c_str(), "luo-cache", "--luod", socket().c_str(), "--port", "0", "--unixsocket", path.c_str(), nullptr);
+    execl(program("luo-cache").c_str(), "luo-cache", "--luod", socket().c_str(), "--port", "0", "--unixsocket",
+          path.c_str(), nullptr);
     _exit(127);
   }
   for (int i = 0; i < 30'000 && luod_->show("cache").value("state", "") != "outgoing"; ++i) poll(nullptr, 0, 1);
@@ -264,7 +268,7 @@ TEST(ShortOfMemory, WhatLuodCannotKeepIsRefusedAndAllElseGoesOn) {
   const auto waits = [&] { return ++polls > 1000 || luod.log().find("cannot take a message") != std::string::npos; };
   const int error = batches.preserve(70, waits);
   ASSERT_TRUE(group.write("memory.limit_in_bytes", "-1"));
-  if (error == EAGAIN) batches.take_answer(); // there is memory again, so it comes
+  if (error == EAGAIN) batches.take_answer();  // there is memory again, so it comes
   EXPECT_TRUE(error == ENOMEM || error == ENOSPC || error == EAGAIN) << "it never ran short: " << error;
   EXPECT_EQ(luod.status()["files"], batches.kept);
   EXPECT_EQ(luod.status()["worker_restarts"], 0) << luod.log();

@@ -49,7 +49,8 @@ class Simulated : public testing::Test {
       sessions_.push_back(client_.create(fmt::format("s{}", i)));
       for (int j = 0; j < 3; ++j) {
         const Fd file = memfd_with(fmt::format("{}.{}", i, j));
-        ASSERT_EQ(luo_preserve_fd(client_, sessions_.back().raw(), file.raw(), static_cast<std::uint64_t>(j)), 0) << luo_last_error();
+        ASSERT_EQ(luo_preserve_fd(client_, sessions_.back().raw(), file.raw(), static_cast<std::uint64_t>(j)), 0)
+            << luo_last_error();
       }
     }
   }
@@ -63,7 +64,8 @@ class Simulated : public testing::Test {
       const Fd session = after.retrieve(fmt::format("s{}", i));
       ASSERT_TRUE(session.valid()) << luo_last_error() << luod_.log();
       for (int j = 0; j < 3; ++j)
-        EXPECT_EQ(content_of(Fd::adopt(luo_retrieve_fd(after, session.raw(), static_cast<std::uint64_t>(j)))), fmt::format("{}.{}", i, j));
+        EXPECT_EQ(content_of(Fd::adopt(luo_retrieve_fd(after, session.raw(), static_cast<std::uint64_t>(j)))),
+                  fmt::format("{}.{}", i, j));
       EXPECT_EQ(luo_session_finish(after, session.raw()), 0) << luo_last_error();
     }
     EXPECT_EQ(luod_.status()["files"], 0);
@@ -72,7 +74,8 @@ class Simulated : public testing::Test {
     const Fd file = memfd_with("x");
     for (int i = 0; i < 3; ++i) {
       EXPECT_EQ(luod_.show(fmt::format("s{}", i)).value("state", ""), "outgoing");
-      EXPECT_EQ(luo_preserve_fd(client_, sessions_[static_cast<std::size_t>(i)].raw(), file.raw(), 77), 0) << luo_last_error();
+      EXPECT_EQ(luo_preserve_fd(client_, sessions_[static_cast<std::size_t>(i)].raw(), file.raw(), 77), 0)
+          << luo_last_error();
       EXPECT_EQ(luo_unpreserve_fd(client_, sessions_[static_cast<std::size_t>(i)].raw(), 77), 0) << luo_last_error();
     }
     EXPECT_EQ(luod_.status()["files"], 9);

@@ -127,7 +127,8 @@ TEST(Start, AnyUserHasOneInItsRuntimeDirectory) {
   const Client client{socket};
   const Fd session = client.create("s"), file = memfd_with("x");
   EXPECT_EQ(luo_preserve_fd(client, session.raw(), file.raw(), 1), 0) << luo_last_error();
-  const Ran update = run_program({program("luoctl"), "--socket", socket, "--json", "update", "luod", "--image", program("luod")});
+  const Ran update =
+      run_program({program("luoctl"), "--socket", socket, "--json", "update", "luod", "--image", program("luod")});
   EXPECT_EQ(update.status, 0) << update.out << update.err;
   EXPECT_EQ(luo_preserve_fd(client, session.raw(), file.raw(), 1), -EEXIST) << luo_last_error();
   ASSERT_TRUE(root->post(wire::Command::Stop, 0, plain_arg()).has_value());
@@ -180,7 +181,8 @@ TEST(Start, AListenerFromASocketUnitIsTaken) {
   ASSERT_TRUE(connected.has_value());
   RawClient& client = *connected;
   ASSERT_TRUE(client.hello().has_value());
-  const Ran update = run_program({program("luoctl"), "--socket", path, "--json", "update", "luod", "--image", program("luod")});
+  const Ran update =
+      run_program({program("luoctl"), "--socket", path, "--json", "update", "luod", "--image", program("luod")});
   EXPECT_EQ(update.status, 0) << update.out << update.err;
   ASSERT_TRUE(client.post(wire::Command::Stop, 0, plain_arg()).has_value());
   int status = 0;
@@ -248,8 +250,7 @@ TEST(Damage, IsReportedAndNothingIsTouched) {
   ASSERT_GT(at, 64);
   // Damages the words around it: a reference or a number that cannot be.
   const std::uint64_t nonsense = 0xDEADBEEFDEADBEE8ULL;
-  for (off_t word = at - 64; word < at; word += 8)
-    ASSERT_EQ(pwrite(arena.raw(), &nonsense, sizeof nonsense, word), 8);
+  for (off_t word = at - 64; word < at; word += 8) ASSERT_EQ(pwrite(arena.raw(), &nonsense, sizeof nonsense, word), 8);
   kill_and_wait(worker);
   // It says so, and stays: everything that it holds is held.
   std::string log;

@@ -175,7 +175,8 @@ Result<KillCount> kill_at_every_instruction(const KillCase& c, unsigned real_kil
       const bool changed = thorough ? LUO_TRY(memory.update()) : memory.update_known();
       if (changed) {
         copy = LUO_TRY(memory.copy());
-        LUO_TRY(judge.look(std::move(copy), fmt::format("killed after instruction {} at {:#x}", count.points, pc), count));
+        LUO_TRY(
+            judge.look(std::move(copy), fmt::format("killed after instruction {} at {:#x}", count.points, pc), count));
       }
       pc = LUO_TRY(child.pc());
     }

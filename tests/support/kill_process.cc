@@ -16,9 +16,9 @@ namespace {
 /// What the tracer says through its pipe; one write each, so never in parts.
 struct Report {
   enum class What : int { Armed, Failed, Killed, Ended } what;
-  int error;       ///< Failed
+  int error;  ///< Failed
   unsigned stops;
-  long number;     ///< Killed at the entry of this system call; -1: at an exit
+  long number;  ///< Killed at the entry of this system call; -1: at an exit
 };
 
 void say(int to, Report report) noexcept {
@@ -50,8 +50,7 @@ void step(pid_t pid, int status, unsigned n, int kill_with, unsigned& stops, int
       const bool entry = known && info.op == PTRACE_SYSCALL_INFO_ENTRY;
       ::kill(pid, kill_with);
       // The tracer sees the death before the parent can reap it: reported only when it is true.
-      while (kill_with == SIGKILL && (::waitpid(pid, &status, __WALL) < 0 ? errno == EINTR : WIFSTOPPED(status))) {
-      }
+      while (kill_with == SIGKILL && (::waitpid(pid, &status, __WALL) < 0 ? errno == EINTR : WIFSTOPPED(status))) {}
       say(to, {Report::What::Killed, 0, stops, entry ? static_cast<long>(info.entry.nr) : -1});
       ::_exit(0);
     }
@@ -126,8 +125,7 @@ void SyscallKill::stop() noexcept {
   if (tracer_ < 0) return;
   ::kill(tracer_, SIGKILL);  // the kernel lets go of what it traced
   int status = 0;
-  while (::waitpid(tracer_, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (::waitpid(tracer_, &status, 0) < 0 && errno == EINTR) {}
   tracer_ = -1;
 }
 

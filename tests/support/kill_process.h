@@ -22,9 +22,9 @@ namespace luo::test {
 class SyscallKill {
  public:
   struct Outcome {
-    bool killed;          ///< by us, at stop n. False: it ended by itself before, or wait() gave up
-    unsigned stops;       ///< counted
-    std::string at;       ///< "entry of system call 47"
+    bool killed;     ///< by us, at stop n. False: it ended by itself before, or wait() gave up
+    unsigned stops;  ///< counted
+    std::string at;  ///< "entry of system call 47"
   };
   /// n >= 1. ESRCH, EPERM.
   static Result<SyscallKill> arm(pid_t pid, unsigned n) { return arm_with_signal(pid, n, 9); }

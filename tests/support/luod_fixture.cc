@@ -43,10 +43,8 @@ std::string text_of_file(const std::string& path) {
 [[noreturn]] void become(const std::vector<std::string>& argv,
                          const std::vector<std::pair<std::string, std::string>>& environment) {
   for (const auto& [name, value] : environment) {
-    if (value.empty())
-      unsetenv(name.c_str());
-    else
-      setenv(name.c_str(), value.c_str(), 1);
+    if (value.empty()) unsetenv(name.c_str());
+    else setenv(name.c_str(), value.c_str(), 1);
   }
   std::vector<char*> raw;
   for (const auto& argument : argv) raw.push_back(const_cast<char*>(argument.c_str()));
@@ -92,7 +90,8 @@ bool died_rather_than_idled(pid_t pid) {
     std::getline(stat, state);
     std::getline(syscall_file, call);
     const std::size_t end = state.rfind(')');
-    if (end == std::string::npos || end + 2 >= state.size() || state[end + 2] == 'Z' || state[end + 2] == 'X') return true;
+    if (end == std::string::npos || end + 2 >= state.size() || state[end + 2] == 'Z' || state[end + 2] == 'X')
+      return true;
     const long number = call.empty() || call[0] == 'r' ? -1 : std::atol(call.c_str());
     if (state[end + 2] == 'S' && (number == SYS_epoll_wait || number == SYS_epoll_pwait)) return false;
     sched_yield();
@@ -115,7 +114,8 @@ bool hung_up(int fd) { return wait_for(fd, 0); }
 
 std::string program(const std::string& name) { return std::string{LUO_TEST_BIN_DIR} + "/" + name; }
 
-Ran run_program(const std::vector<std::string>& argv, const std::vector<std::pair<std::string, std::string>>& environment) {
+Ran run_program(const std::vector<std::string>& argv,
+                const std::vector<std::pair<std::string, std::string>>& environment) {
   Fd out = *make_memfd("out", 0), err = *make_memfd("err", 0);
   const pid_t child = fork();
   LUO_CHECK(child >= 0);
@@ -128,8 +128,7 @@ Ran run_program(const std::vector<std::string>& argv, const std::vector<std::pai
     become(argv, environment);
   }
   int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
   return {exit_status(status), content_of(out), content_of(err)};
 }
 
@@ -271,8 +270,7 @@ int Luod::stop() {
 int Luod::wait_for_exit() {
   if (child_ < 0) return -1;
   int status = 0;
-  while (waitpid(child_, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (waitpid(child_, &status, 0) < 0 && errno == EINTR) {}
   child_ = -1;
   running_ = false;
   return exit_status(status);
@@ -288,7 +286,8 @@ std::string content_of(FdRef file) {
   std::string text;
   char chunk[4096];
   ssize_t n = 0;
-  while ((n = pread(file.raw, chunk, sizeof chunk, static_cast<off_t>(text.size()))) > 0) text.append(chunk, static_cast<std::size_t>(n));
+  while ((n = pread(file.raw, chunk, sizeof chunk, static_cast<off_t>(text.size()))) > 0)
+    text.append(chunk, static_cast<std::size_t>(n));
   return n < 0 ? fmt::format("<{}>", errno_text(errno)) : text;
 }
 

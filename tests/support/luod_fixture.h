@@ -7,8 +7,8 @@
 #pragma once
 #include <sys/types.h>
 
-#include <nlohmann/json.hpp>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,12 +21,12 @@
 namespace luo::test {
 
 struct LuodOptions {
-  std::vector<std::string> arguments{};                                ///< beside --state-dir
-  std::vector<std::pair<std::string, std::string>> environment{};      ///< beside ours; the value "" unsets
-  unsigned long nofile = 0;                                            ///< hard RLIMIT_NOFILE; 0: as it is
-  unsigned long soft_nofile = 0;                                       ///< soft; 0: as it is
-  std::string program{};                                               ///< another luod
-  bool own_directory = true;                                           ///< false: arguments say where
+  std::vector<std::string> arguments{};                            ///< beside --state-dir
+  std::vector<std::pair<std::string, std::string>> environment{};  ///< beside ours; the value "" unsets
+  unsigned long nofile = 0;                                        ///< hard RLIMIT_NOFILE; 0: as it is
+  unsigned long soft_nofile = 0;                                   ///< soft; 0: as it is
+  std::string program{};                                           ///< another luod
+  bool own_directory = true;                                       ///< false: arguments say where
 };
 
 /// A directory that goes with everything in it.
@@ -63,7 +63,8 @@ struct Ran {
   int status = -1;  ///< exit status; 128 + signal
   std::string out, err;
 };
-Ran run_program(const std::vector<std::string>& argv, const std::vector<std::pair<std::string, std::string>>& environment = {});
+Ran run_program(const std::vector<std::string>& argv,
+                const std::vector<std::pair<std::string, std::string>>& environment = {});
 
 class Luod {
  public:

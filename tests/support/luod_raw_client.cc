@@ -43,8 +43,7 @@ Result<RawAnswer> RawClient::receive_one() {
 Result<RawAnswer> RawClient::answer() {
   for (;;) {
     RawAnswer got = LUO_TRY(receive_one());
-    if (got.header.nonce == 0)
-      events_.push_back(std::move(got));
+    if (got.header.nonce == 0) events_.push_back(std::move(got));
     else if (got.header.nonce >= nonce_)  // an older one: given again by a luod that was killed
       return got;
   }

@@ -30,7 +30,7 @@ Result<> for_each_page(FdRef fd, std::size_t bytes, const std::function<Result<>
 
 Result<MemoryCopy> MemoryCopy::of(FdRef memfd) {
   MemoryCopy made;
-  struct stat st{};
+  struct stat st {};
   if (::fstat(memfd.raw, &st) != 0) return sys_fail("fstat(fd {})", memfd.raw);
   made.bytes_ = static_cast<std::size_t>(st.st_size);
   made.watched_ = Fd::adopt(::fcntl(memfd.raw, F_DUPFD_CLOEXEC, 0));
@@ -89,7 +89,7 @@ bool MemoryCopy::update_known() noexcept {
 }
 
 Result<Fd> MemoryCopy::copy() {
-  struct stat st{};
+  struct stat st {};
   if (::fstat(watched_.raw(), &st) != 0) return sys_fail("fstat(fd {})", watched_.raw());
   // What the last user wrote elsewhere goes; then memory as much as the watched file has.
   LUO_TRY(for_each_page(copy_, bytes_, [&](std::size_t at) -> Result<> {

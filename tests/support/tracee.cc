@@ -24,9 +24,11 @@ std::string to_string(const Stop& stop) {
     case Stop::Kind::SyscallEntry: return fmt::format("entry of system call {}", stop.number);
     case Stop::Kind::SyscallExit: return "exit of a system call";
     case Stop::Kind::Step: return "one instruction";
-    case Stop::Kind::Signal: return fmt::format("signal {} ({})", stop.number, ::strsignal(static_cast<int>(stop.number)));
+    case Stop::Kind::Signal:
+      return fmt::format("signal {} ({})", stop.number, ::strsignal(static_cast<int>(stop.number)));
     case Stop::Kind::Exited: return fmt::format("exit with status {}", stop.number);
-    case Stop::Kind::Killed: return fmt::format("death by signal {} ({})", stop.number, ::strsignal(static_cast<int>(stop.number)));
+    case Stop::Kind::Killed:
+      return fmt::format("death by signal {} ({})", stop.number, ::strsignal(static_cast<int>(stop.number)));
   }
   return "?";
 }
@@ -120,8 +122,7 @@ void Tracee::kill() noexcept {
   if (pid_ < 0) return;
   ::kill(pid_, SIGKILL);
   int status = 0;
-  while (::waitpid(pid_, &status, __WALL) < 0 ? errno == EINTR : !WIFEXITED(status) && !WIFSIGNALED(status)) {
-  }
+  while (::waitpid(pid_, &status, __WALL) < 0 ? errno == EINTR : !WIFEXITED(status) && !WIFSIGNALED(status)) {}
   pid_ = -1;
 }
 

@@ -15,8 +15,8 @@ namespace luo::test {
 struct Stop {
   enum class Kind { SyscallEntry, SyscallExit, Step, Signal, Exited, Killed };
   Kind kind;
-  long number = 0;            ///< system call (at its entry), signal, or exit status
-  std::uint64_t argument = 0; ///< the system call's first (at its entry)
+  long number = 0;             ///< system call (at its entry), signal, or exit status
+  std::uint64_t argument = 0;  ///< the system call's first (at its entry)
 };
 std::string to_string(const Stop& stop);
 
@@ -25,7 +25,8 @@ class Tracee {
  public:
   /// Forks; the child stops before `body`, and ends with status 0 after it. If we die, it dies.
   static Result<Tracee> fork(const std::function<void()>& body);
-  Tracee(Tracee&& from) noexcept : pid_{std::exchange(from.pid_, -1)}, deliver_{from.deliver_}, stat_{std::move(from.stat_)} {}
+  Tracee(Tracee&& from) noexcept
+      : pid_{std::exchange(from.pid_, -1)}, deliver_{from.deliver_}, stat_{std::move(from.stat_)} {}
   Tracee& operator=(Tracee&&) = delete;
   ~Tracee() { kill(); }
 

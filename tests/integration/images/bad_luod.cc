@@ -37,7 +37,8 @@ int probe() {
   auto handlers = luo::make_handlers(luo::daemon::control_of(*arena).handlers);
   if (!handlers) return;
   auto engine = luo::Engine::open(*arena, (*handlers)->registry(), [](int) { return false; });
-  fprintf(stderr, "last words: read %llu sessions\n", engine ? static_cast<unsigned long long>(engine->session_count()) : 0ULL);
+  fprintf(stderr, "last words: read %llu sessions\n",
+          engine ? static_cast<unsigned long long>(engine->session_count()) : 0ULL);
 }
 
 }  // namespace

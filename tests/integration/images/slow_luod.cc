@@ -1,7 +1,8 @@
 // luod with one more kind of file: memfds named "slow...", whose handler answers later. Their first byte says
 // what it does when it is asked: 'w' it needs more time, 'e' so it does, but calls the waker before it says so,
 // and takes it the next time, 'f' it fails, else the file is taken. A thread of the
-// handler's own calls the waker for each byte that comes through the FIFO $LUO_TEST_WAKE. Linked as stubborn_luod.cc is.
+// handler's own calls the waker for each byte that comes through the FIFO $LUO_TEST_WAKE. Linked as stubborn_luod.cc
+// is.
 #include <fcntl.h>
 #include <unistd.h>
 
