@@ -97,7 +97,10 @@ namespace {
   if (dup2(null, STDIN_FILENO) >= 0 && dup2(log, STDOUT_FILENO) >= 0 && dup2(log, STDERR_FILENO) >= 0 &&
       syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) == 0) {
     for (const auto& [name, value] : program.environment) setenv(name.c_str(), value.c_str(), 1);
-    execvp(argv[0], argv.data());
+    // With a path given, not execvp: it hands what the kernel cannot execute to a shell, which would run a program of
+    // another architecture as a script.
+    if (strchr(argv[0], '/') != nullptr) execv(argv[0], argv.data());
+    else execvp(argv[0], argv.data());
   }
   const int error = errno;
   (void)!write(report, &error, sizeof error);
