@@ -129,17 +129,18 @@ TEST_F(Clients, KilledWhileTheyRetrieveASession) {
     more = killed_at(n, [](const Client& own) { return own.retrieve("s").release() >= 0 ? 0 : 1; });
     const Client next{luod_};
     const Fd again = next.retrieve("s");
-    // Once it has accepted, its death is a last close, which finishes.
+    // Once it has accepted, its death is a last close, which finishes. Killed after it has sent that, before it
+    // has the answer, either may be seen first: the close, and the session is incoming again, or the ACCEPT.
     if (!again.valid()) {
       ASSERT_EQ(luod_.list()["sessions"].size(), 0U) << "stranded at stop " << n;
       was_finished = true;
       continue;
     }
-    ASSERT_FALSE(was_finished) << n;
+    was_finished = false;
     ASSERT_EQ(content_of(Fd::adopt(luo_retrieve_fd(next, again.raw(), 1))), "x") << "stop " << n;
     ASSERT_EQ(luo_session_finish(next, again.raw()), 0);
   }
-  EXPECT_TRUE(was_finished);
+  EXPECT_TRUE(was_finished) << "by the one that was not killed";
 }
 
 /// One round of requests; the line of the first wrong answer, 0 if there is none.
