@@ -22,8 +22,8 @@ Result<HandlerData> AnonymousHandler::preserve(const FileInfo& file, SessionId, 
 }
 
 Result<> AnonymousHandler::retrieve(const KeptFile& file) {
-  if (const std::string_view link = link_of(file.fd).view(); link != link_)
-    return fail(ESTALE, "fd {} is {}, preserved was {}", file.fd, link, link_);
+  if (const Link link = link_of(file.fd); link.view() != link_)
+    return fail(ESTALE, "fd {} is {}, preserved was {}", file.fd, link.view(), link_);
   if (LUO_TRY(digest(file.fd)) != file.data[0])
     return fail(ESTALE, "fd {} is another {}: its {} differs", file.fd, link_, constant_);
   return {};
