@@ -24,7 +24,7 @@ _luoctl() {
         fi
         return ;;
       --socket) socket=(--socket "${COMP_WORDS[++i]}") ;;
-      --image | --timeout | --log) ((++i)) ;;
+      --image | --timeout | --log | --handler) ((++i)) ;;
       -*) ;;
       *) words+=("${COMP_WORDS[i]}") ;;
     esac
@@ -39,8 +39,9 @@ _luoctl() {
 
   local IFS=$'\n'
   case "${words[*]:0:2}" in
-    '') COMPREPLY=($(compgen -W $'status\nlist\nshow\nupdate\nstop\n--socket\n--json\n--help\n--version' -- "$cur")) ;;
-    show) COMPREPLY=($(compgen -W "$(_luoctl_sessions "${socket[@]}")"$'\n--json\n--help' -- "$cur")) ;;
+    '') COMPREPLY=($(compgen -W $'status\nlist\nshow\nfiles\ndrop\nupdate\nstop\n--socket\n--json\n--help\n--version' -- "$cur")) ;;
+    show | drop) COMPREPLY=($(compgen -W "$(_luoctl_sessions "${socket[@]}")"$'\n--json\n--help' -- "$cur")) ;;
+    files) COMPREPLY=($(compgen -W $'--handler\n--json\n--help' -- "$cur")) ;;
     update) COMPREPLY=($(compgen -W $'luod\nservice\nsimulated\n--help' -- "$cur")) ;;
     $'update\nluod') COMPREPLY=($(compgen -W $'--image\n--timeout\n--json\n--help' -- "$cur")) ;;
     $'update\nservice')

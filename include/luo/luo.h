@@ -44,8 +44,9 @@ LUO_API const char* luo_last_error(void);
 
 /* A new outgoing session. `name`: 1 to 63 bytes, any but NUL. -EINVAL name; -EEXIST; -EMFILE; -ENOSPC. */
 LUO_API int luo_session_create(struct luo_connection* luo, const char* name);
-/* An incoming session that the side before left, or, for a successor, the session that it succeeds.
- * -ENOENT: none of that name; -EINVAL: retrieved already. */
+/* An incoming session that the side before left, or one that is held for its next owner (luo_session_hold), or, for a
+ * successor, the session that it succeeds. -ENOENT: none of that name; -EINVAL: retrieved already; -EACCES: it is
+ * held for somebody else. */
 LUO_API int luo_session_retrieve(struct luo_connection* luo, const char* name);
 /* Likewise, but waits until there is one. timeout_ms < 0: for ever. -ETIMEDOUT. (luod only) */
 LUO_API int luo_session_retrieve_wait(struct luo_connection* luo, const char* name, int timeout_ms);
@@ -58,18 +59,55 @@ LUO_API int luo_session_finish(struct luo_connection* luo, int session);
  * -EINVAL: not retrieved; -EEXIST: an outgoing one of that name exists. (luod only) */
 LUO_API int luo_session_renew(struct luo_connection* luo, int session);
 
+/* What becomes of an outgoing session when its last descriptor closes, because its owner crashed, say. */
+enum luo_hold {
+  LUO_HOLD_OFF = 0,  /* it is given up, as in the kernel; so every session begins */
+  LUO_HOLD_USER = 1, /* it stays, through every update: a process of the same uid (or root) retrieves it by name */
+  LUO_HOLD_EXECUTABLE = 2, /* likewise, a process that also runs the executable of this path */
+  LUO_HOLD_UNIT = 3        /* likewise, a process that is also in this control group, as of a systemd unit */
+};
+/* What is retrieved so is outgoing, and stays outgoing: its files can be retrieved and more be preserved at once;
+ * luo_session_renew() succeeds and has nothing to do. After an update, one that has come in is held as well: it is
+ * kept until it is finished, renewed, or dropped.
+ * -EINVAL: it is not yet retrieved, or finished; -EBUSY: frozen; -EOPNOTSUPP: no control group. (luod only) */
+LUO_API int luo_session_hold(struct luo_connection* luo, int session, enum luo_hold hold);
+/* Gives up the session of that name, which nobody has. Its owner's uid and administrators may.
+ * -ENOENT; -EBUSY: somebody has it, or an update is under way; -EACCES. (luod only) */
+LUO_API int luo_session_drop(struct luo_connection* luo, const char* name);
+
+/* What an owner does with a session by itself; names and numbers of early versions of the kernel's LUO. */
+enum luo_event { LUO_EVENT_PREPARE = 0, LUO_EVENT_FREEZE = 1, LUO_EVENT_FINISH = 2, LUO_EVENT_CANCEL = 3 };
+enum luo_state {
+  LUO_STATE_UNDEFINED = 0,
+  LUO_STATE_NORMAL = 1,   /* outgoing, files come and go; or finished */
+  LUO_STATE_PREPARED = 2, /* by its owner, or because an update is coming; files still come and go */
+  LUO_STATE_FROZEN = 3,   /* changes get -EBUSY */
+  LUO_STATE_UPDATED = 4   /* it came in, and is not finished */
+};
+/* PREPARE, then FREEZE, and CANCEL from either; FINISH as luo_session_finish(). An update that is called off leaves
+ * the session where its owner had taken it. -EINVAL: not the next step; -EBUSY: an update is under way, or a
+ * handler is not done; a handler's errno: it could not freeze a file, the session stays prepared. (luod only) */
+LUO_API int luo_session_set_event(struct luo_connection* luo, int session, enum luo_event event);
+/* A number of enum luo_state, or a negative errno. (luod only) */
+LUO_API int luo_session_get_state(struct luo_connection* luo, int session);
+
 /* --- files ---------------------------------------------------------------------------------------- */
 
 /* Preserves `fd` under `token` (any value, unique in the session). luod holds the file from now on.
  * -EINVAL not an outgoing session; -EEXIST token used; -EBADF; -ENOENT no handler for this kind of
  * file; -EBUSY the file is preserved already; -EOPNOTSUPP; -EFBIG; -EMFILE, -ENOSPC: luod is full. */
 LUO_API int luo_preserve_fd(struct luo_connection* luo, int session, int fd, uint64_t token);
+/* Likewise for a file that depends on others (a device on its IOMMU): their tokens, at most 16, must be preserved
+ * before it (-ENOLINK), and none of them can be given up before it (-EBUSY). A session ends in reverse order
+ * anyway. count 0: as luo_preserve_fd(). (luod only) */
+LUO_API int luo_preserve_fd_after(struct luo_connection* luo, int session, int fd, uint64_t token,
+                                  const uint64_t* after, size_t count);
 /* `count` at once (any count; sent in batches of 253, each one transaction). errors[i] becomes 0 or a
  * positive errno. Returns how many are preserved, or a negative errno if a batch as a whole failed
  * (then errors[] of the unsent ones is ECANCELED). (luod only) */
 LUO_API int luo_preserve_many(struct luo_connection* luo, int session, const int* fds, const uint64_t* tokens,
                               int* errors, size_t count);
-/* Gives one file up. -ENOENT no such token; -EINVAL not outgoing. (luod only) */
+/* Gives one file up. -ENOENT no such token; -EINVAL not outgoing; -EBUSY another one depends on it. (luod only) */
 LUO_API int luo_unpreserve_fd(struct luo_connection* luo, int session, uint64_t token);
 /* A new descriptor of a preserved file; asking again gives the same open file. -ENOENT; -EINVAL. */
 LUO_API int luo_retrieve_fd(struct luo_connection* luo, int session, uint64_t token);

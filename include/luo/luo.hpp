@@ -76,6 +76,18 @@ class Session {
   Expected<void> preserve(int file, std::uint64_t token) { return done(luo_preserve_fd(luo_, fd(), file, token)); }
   Expected<void> unpreserve(std::uint64_t token) { return done(luo_unpreserve_fd(luo_, fd(), token)); }
 
+  /// For a file that depends on others, by their tokens.
+  Expected<void> preserve(int file, std::uint64_t token, std::span<const std::uint64_t> after) {
+    return done(luo_preserve_fd_after(luo_, fd(), file, token, after.data(), after.size()));
+  }
+  Expected<void> hold(luo_hold hold) { return done(luo_session_hold(luo_, fd(), hold)); }
+  Expected<void> set_event(luo_event event) { return done(luo_session_set_event(luo_, fd(), event)); }
+  Expected<luo_state> state() const {
+    const int result = luo_session_get_state(luo_, fd());
+    if (result < 0) return failure(result);
+    return static_cast<luo_state>(result);
+  }
+
   /// Each file's errno, 0 for those that are preserved. `files` and `tokens` have the same length.
   Expected<std::vector<int>> preserve(std::span<const int> files, std::span<const std::uint64_t> tokens) {
     std::vector<int> errors(files.size());

@@ -40,8 +40,9 @@ Outcome query(const Options& options, Style style) {
   wire::QueryKind kind = wire::QueryKind::Status;
   if (options.action == Action::List) kind = wire::QueryKind::List;
   if (options.action == Action::Show) kind = wire::QueryKind::Show;
+  if (options.action == Action::Files) kind = wire::QueryKind::Files;
   arg.kind = static_cast<std::uint32_t>(kind);
-  wire::put_text(arg.name, options.session);
+  wire::put_text(arg.name, options.action == Action::Files ? options.handler : options.session);
   wire::Builder request;
   request.start(Command::Query, 0, 0).arg(arg);
   Progress progress{"ask luod"};
@@ -56,8 +57,23 @@ Outcome query(const Options& options, Style style) {
   if (kind == wire::QueryKind::Status) text = render_status(*report, style);
   if (kind == wire::QueryKind::List) text = render_list(*report, now_ms(), style);
   if (kind == wire::QueryKind::Show) text = render_show(*report, now_ms(), style);
+  if (kind == wire::QueryKind::Files) text = render_files(*report, style);
   if (!text) return failure(options, kFailed, text.error());
   return {kDone, *std::move(text), {}};
+}
+
+Outcome drop(const Options& options) {
+  auto reached = reach(options);
+  if (!reached) return failure(options, kUnreachable, reached.error());
+  wire::NameArg arg{};
+  wire::put_text(arg.name, options.session);
+  wire::Builder request;
+  request.start(Command::Drop, 0, 0).arg(arg);
+  Progress progress{"drop the session"};
+  auto answer = ask(reached->connection, request, progress);
+  if (!answer) return failure(options, status_of(answer.error()), answer.error());
+  if (auto good = client::verdict(*std::move(answer)); !good) return failure(options, kFailed, good.error());
+  return {kDone, options.json ? dump({{"ok", true}}) : fmt::format("session {} is given up\n", options.session), {}};
 }
 
 /// Updates that luod carries out alone: the answer has the report, also of a failure.
@@ -175,7 +191,9 @@ Outcome run(const Options& options, Style style) {
   switch (options.action) {
     case Action::Status:
     case Action::List:
-    case Action::Show: return query(options, style);
+    case Action::Show:
+    case Action::Files: return query(options, style);
+    case Action::Drop: return drop(options);
     case Action::UpdateLuod: return update_luod(options);
     case Action::UpdateService: return update_service(options);
     case Action::UpdateSimulated: return update_simulated(options);

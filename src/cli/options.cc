@@ -86,6 +86,23 @@ Parsed parse_options(int argc, const char* const* argv) {
       "  luoctl show vm-7\n"
       "  luoctl --json show vm-7 | jq '.files_list[].token'");
 
+  auto* files = does(app.add_subcommand("files", "all preserved files, of one handler or of all"), Action::Files);
+  files->add_option("--handler", options.handler, "only what this handler keeps, as luoctl status names it")
+      ->type_name("NAME");
+  files->footer(
+      "Examples:\n"
+      "  luoctl files\n"
+      "  luoctl files --handler memfd-v1\n"
+      "  luoctl --json files --handler memfd-v1 | jq '.files[] | {session, token, data}'\n\n"
+      "Also what came in and nobody has retrieved yet.");
+  auto* drop = does(app.add_subcommand("drop", "give up a session that nobody holds"), Action::Drop);
+  drop->add_option("session", options.session, "its name")->required();
+  drop->footer(
+      "Examples:\n"
+      "  luoctl drop vm-7\n\n"
+      "For sessions that are held for an owner who does not come back, and for those that came over an\n"
+      "update and that nobody claims. What they keep is lost. Refused while a process holds the session.");
+
   auto* update = app.add_subcommand("update", "replace luod, a service, or everything");
   update->require_subcommand(1);
   update->fallthrough();
@@ -159,7 +176,8 @@ Parsed parse_options(int argc, const char* const* argv) {
     return usage("luoctl: what to start is missing: luoctl update service " + options.session + " -- COMMAND...\n");
   if (options.action != Action::UpdateService && dashes != end)
     return usage("luoctl: only update service takes a command after \"--\"\n");
-  if (options.session.empty() && (options.action == Action::UpdateService || options.action == Action::Show))
+  if (options.session.empty() &&
+      (options.action == Action::UpdateService || options.action == Action::Show || options.action == Action::Drop))
     return usage("luoctl: a session's name has 1 to 63 bytes (see luoctl list)\n");
   options.timeout_ms = static_cast<std::uint32_t>(timeout * 1000 + 0.5);
   return {std::move(options), kDone, {}};

@@ -7,7 +7,7 @@
 
 namespace luo::cli {
 
-enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop };
+enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop, Drop, Files };
 
 /// luoctl's exit statuses; documented in its help and manual page.
 enum ExitStatus : int { kDone = 0, kFailed = 1, kUsage = 2, kUnreachable = 3 };
@@ -16,7 +16,8 @@ struct Options {
   Action action = Action::Status;
   std::string socket;  ///< empty: the rule of wire/paths.h
   bool json = false;
-  std::string session;               ///< Show, UpdateService
+  std::string session;               ///< Show, Drop, UpdateService
+  std::string handler;               ///< Files; empty: all
   std::string image;                 ///< UpdateLuod; empty: the luod beside luoctl
   std::uint32_t timeout_ms = 0;      ///< 0: luod's default
   std::string log;                   ///< UpdateService; empty: chosen by open_log()

@@ -67,8 +67,16 @@ std::string number_of(const json& object, const char* key) {
 
 std::string holder_of(const json& session) {
   std::string holder = text_of(session, "holder");
+  if (holder == "none" && session.value("on_close", "") == "hold") holder = "none, kept for its owner";
   if (session.value("successor", false)) holder += ", successor";
   return holder;
+}
+
+std::string describe_hold(const json& held_for) {
+  std::string whom = "its user";
+  if (held_for.is_object())
+    for (const auto& [kind, who] : held_for.items()) whom = fmt::format("{} {}", kind, who.get<std::string>());
+  return printable("kept for " + whom);
 }
 
 std::string line(std::string_view label, std::string_view value) { return fmt::format("  {:<13}{}\n", label, value); }
@@ -202,6 +210,21 @@ Result<std::string> render_list(const json& list, std::int64_t now_ms, Style sty
   });
 }
 
+Result<std::string> render_files(const json& files, Style style) {
+  return reading([&]() -> std::string {
+    if (files.at("files").empty()) return "no files\n";
+    Table table{{"SESSION", "STATE", "TOKEN", "HANDLER"}, "llrl"};
+    for (const auto& file : files.at("files")) {
+      const std::string state = text_of(file, "state");
+      table.add({{text_of(file, "session")},
+                 {state, colour_of_state(state)},
+                 {number_of(file, "token")},
+                 {text_of(file, "handler")}});
+    }
+    return table.text(style);
+  });
+}
+
 Result<std::string> render_show(const json& session, std::int64_t now_ms, Style style) {
   return reading([&] {
     const std::string state = text_of(session, "state");
@@ -210,6 +233,7 @@ Result<std::string> render_show(const json& session, std::int64_t now_ms, Style 
     out +=
         line("owner", fmt::format("pid {}, uid {}", session.at("pid").get<std::int64_t>(), number_of(session, "uid")));
     out += line("holder", holder_of(session));
+    if (session.value("on_close", "") == "hold") out += line("on close", describe_hold(session.at("held_for")));
     out += line("made", render_duration(now_ms - session.at("created_ms").get<std::int64_t>()) + " ago");
     out += line("files", number_of(session, "files"));
     const auto& files = session.at("files_list");

@@ -19,6 +19,7 @@ Result<nlohmann::json> parse_report(std::string_view text);
 Result<std::string> render_status(const nlohmann::json& status, Style style);
 /// `now_ms`: CLOCK_REALTIME, for the column of ages.
 Result<std::string> render_list(const nlohmann::json& list, std::int64_t now_ms, Style style);
+Result<std::string> render_files(const nlohmann::json& files, Style style);
 Result<std::string> render_show(const nlohmann::json& session, std::int64_t now_ms, Style style);
 
 /// One line about an update that worked.

@@ -99,6 +99,33 @@ int luo_preserve_fd(struct luo_connection* c, int session, int fd, uint64_t toke
       });
 }
 
+int luo_preserve_fd_after(struct luo_connection* c, int session, int fd, uint64_t token, const uint64_t* after,
+                          size_t count) {
+  if (count == 0) return luo_preserve_fd(c, session, fd, token);
+  return api_call(
+      c, Operation::Preserve,
+      [&] { return fmt::format("preserve fd {} as token {} in {}", fd, token, c->describe(session)); },
+      [&]() -> Result<int> {
+        if (after == nullptr) return fail(EFAULT, "after is NULL");
+        if (count > wire::kMaxAfter) return fail(EINVAL, "{} tokens: at most {}", count, wire::kMaxAfter);
+        if (LUO_TRY(c->look_at(session)).in_kernel) return only_luod();
+        LUO_TRY(c->expect(wire::kCapAfter));
+        const auto attempt = [&](std::int32_t error) {
+          c->request.start(wire::Command::PreserveAfter, 0, 0, error)
+              .arg(wire::AfterArg{.size = 0, .count = static_cast<std::uint32_t>(count), .token = token});
+          for (const std::uint64_t other : std::span{after, count}) c->request.add(other);
+          if (error == 0) c->request.add_fd(fd);
+          return c->exchange_about(session, c->request);
+        };
+        auto sent = attempt(0);
+        if (!sent && is_about_descriptors(sent.error()))
+          if (const std::int32_t error = trouble_with(fd); error != 0) sent = attempt(error);
+        if (!sent) return std::unexpected(std::move(sent).error());
+        LUO_TRY(verdict(*std::move(sent)));
+        return 0;
+      });
+}
+
 int luo_preserve_many(struct luo_connection* c, int session, const int* fds, const uint64_t* tokens, int* errors,
                       size_t count) {
   if (errors != nullptr) std::fill_n(errors, count, ECANCELED);

@@ -176,6 +176,62 @@ int luo_session_renew(struct luo_connection* c, int session) {
   return simple(c, Operation::Renew, "renew", session, wire::Command::Renew, nullptr);
 }
 
+int luo_session_hold(struct luo_connection* c, int session, enum luo_hold hold) {
+  return api_call(
+      c, Operation::Hold, [&] { return "hold " + c->describe(session); },
+      [&]() -> Result<int> {
+        if (LUO_TRY(c->look_at(session)).in_kernel) return only_luod();
+        LUO_TRY(c->expect(wire::kCapHold));
+        c->request.start(wire::Command::Hold, 0, 0)
+            .arg(wire::HoldArg{.size = 0, .hold = static_cast<std::uint32_t>(hold)});
+        LUO_TRY(c->ask_about(session, c->request));
+        return 0;
+      });
+}
+
+int luo_session_drop(struct luo_connection* c, const char* name) {
+  const std::string_view text = name == nullptr ? std::string_view{} : name;
+  return api_call(
+      c, Operation::Drop, [&] { return fmt::format("drop session '{}'", text); },
+      [&]() -> Result<int> {
+        if (c->is_kernel()) return only_luod();
+        LUO_TRY(c->expect(wire::kCapHold));
+        wire::NameArg arg{};
+        put_name(arg, text);
+        c->request.start(wire::Command::Drop, 0, 0).arg(arg);
+        LUO_TRY(c->ask(c->request));
+        return 0;
+      });
+}
+
+int luo_session_set_event(struct luo_connection* c, int session, enum luo_event event) {
+  return api_call(
+      c, Operation::Event,
+      [&] { return fmt::format("event {} for {}", static_cast<int>(event), c->describe(session)); },
+      [&]() -> Result<int> {
+        if (LUO_TRY(c->look_at(session)).in_kernel) return only_luod();
+        LUO_TRY(c->expect(wire::kCapEvents));
+        c->request.start(wire::Command::SetEvent, 0, 0)
+            .arg(wire::EventArg{.size = 0, .event = static_cast<std::uint32_t>(event)});
+        LUO_TRY(c->ask_about(session, c->request));
+        return 0;
+      });
+}
+
+int luo_session_get_state(struct luo_connection* c, int session) {
+  return api_call(
+      c, Operation::State, [&] { return "state of " + c->describe(session); },
+      [&]() -> Result<int> {
+        if (LUO_TRY(c->look_at(session)).in_kernel) return only_luod();
+        LUO_TRY(c->expect(wire::kCapEvents));
+        c->request.start(wire::Command::GetState, 0, 0).arg(wire::StateArg{});
+        const Answer answer = LUO_TRY(c->ask_about(session, c->request));
+        const auto arg = wire::parse_arg<wire::StateArg>(answer.payload);
+        if (!arg || arg->state > LUO_STATE_UPDATED) return fail(EPROTO, "luod sent a state that is none");
+        return static_cast<int>(arg->state);
+      });
+}
+
 int luo_session_tokens(struct luo_connection* c, int session, uint64_t* tokens, size_t room) {
   return api_call(
       c, Operation::Tokens, [&] { return "tokens of " + c->describe(session); },

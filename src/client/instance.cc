@@ -27,6 +27,11 @@ Result<Answer> luo_connection::ask_about(int session, wire::Builder& message) {
   return luo::client::verdict(std::move(answer));
 }
 
+Result<> luo_connection::expect(wire::Capability capability) const {
+  if ((connection->capabilities() & capability) != 0) return {};
+  return luo::fail(EOPNOTSUPP, "luod was too old for that when this connection began; update it, and connect anew");
+}
+
 Result<SessionRef> luo_connection::look_at(int session) const {
   struct stat info;
   if (fstat(session, &info) != 0) return luo::sys_fail("fstat(session fd {})", session);

@@ -47,6 +47,8 @@ struct luo_connection {
   luo::Result<luo::client::Answer> ask_about(int session, luo::wire::Builder& request);
   /// The same, but an errno that luod gave is in the answer; an Error comes from this side.
   luo::Result<luo::client::Answer> exchange_about(int session, luo::wire::Builder& request);
+  /// EOPNOTSUPP: that luod, as it was when this connection began, cannot do it.
+  luo::Result<> expect(luo::wire::Capability capability) const;
   /// What `session` is. EBADF: not open. Only of those in luod does one need a handle.
   luo::Result<luo::client::SessionRef> look_at(int session) const;
   /// Takes the session fd out of an answer that hands one out, accepts it, and remembers its handle.

@@ -13,6 +13,11 @@ Result<> must_be_outgoing(const SessionView& session, std::string_view goal) {
   return fail(EINVAL, "{} in session '{}': it is {}, not outgoing", goal, session.name, to_string(session.state));
 }
 
+/// A held session's next owner takes its files while it is outgoing, as a successor does.
+bool gives_files(const SessionView& session, Role role) {
+  return !is_outgoing(session.state) || role == Role::Successor || session.hold != Hold::Off;
+}
+
 }  // namespace
 
 Result<Next> Server::preserve(Request& request, Reply& reply, Change& change) {
@@ -24,11 +29,33 @@ Result<Next> Server::preserve(Request& request, Reply& reply, Change& change) {
   const bool sent = request.header.error == 0;
   if (request.fds.size() != (sent ? 1U : 0U))
     return fail(EBADMSG, "PRESERVE_FD with {} descriptors", request.fds.size());
-  LUO_TRY(engine_->preserve(
-      change, handle.id,
-      {.token = Token{arg.token}, .fd = sent ? request.fds[0].raw() : -1, .client_errno = request.header.error}));
+  LUO_TRY(engine_->preserve(change, handle.id,
+                            {.token = Token{arg.token},
+                             .fd = sent ? request.fds[0].raw() : -1,
+                             .client_errno = request.header.error,
+                             .now_ms = realtime_ms()}));
   (void)request.fds[0].release();  // the engine's, with the commit
   reply.put(arg);
+  return Next::Answer;
+}
+
+Result<Next> Server::preserve_after(Request& request, Reply& reply, Change& change) {
+  const Handle handle = LUO_TRY(handle_of(request));
+  LUO_TRY(must_be_outgoing(handle.session, "preserve a file"));
+  if (handle.role == Role::Successor)
+    return fail(EBUSY, "preserve a file in session '{}': the handover is not complete", handle.session.name);
+  const auto parsed = LUO_TRY((wire::parse_array<std::uint64_t, wire::AfterArg>(request.payload)));
+  const bool sent = request.header.error == 0;
+  if (request.fds.size() != (sent ? 1U : 0U))
+    return fail(EBADMSG, "PRESERVE_AFTER with {} descriptors", request.fds.size());
+  LUO_TRY(engine_->preserve(change, handle.id,
+                            {.token = Token{parsed.arg.token},
+                             .fd = sent ? request.fds[0].raw() : -1,
+                             .client_errno = request.header.error,
+                             .after = parsed.elements,
+                             .now_ms = realtime_ms()}));
+  if (sent) (void)request.fds[0].release();
+  reply.put(wire::TokenArg{sizeof(wire::TokenArg), 0, parsed.arg.token});
   return Next::Answer;
 }
 
@@ -51,6 +78,7 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
   std::vector<Engine::Look> looks;
   engine_->look_at(numbers, looks);
   std::size_t next_fd = 0;
+  const std::uint64_t now_ms = realtime_ms();
   std::vector<Fd*> kept;
   kept.reserve(expected);
   for (const auto& entry : many.elements) {
@@ -63,7 +91,8 @@ Result<Next> Server::preserve_many(Request& request, Reply& reply, Change& chang
                                                                   {.token = Token{entry.token},
                                                                    .fd = fd != nullptr ? fd->raw() : -1,
                                                                    .client_errno = entry.error,
-                                                                   .look = look});
+                                                                   .look = look,
+                                                                   .now_ms = now_ms});
     // A handler that needs time: the whole batch is tried again when it has had it.
     if (!done && done.error().code == EINPROGRESS) return std::unexpected(done.error());
     if (done && fd != nullptr) kept.push_back(fd);
@@ -86,7 +115,7 @@ Result<Next> Server::unpreserve(Request& request, Reply& reply, Change& change) 
 
 Result<Next> Server::retrieve(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
-  if (is_outgoing(handle.session.state) && handle.role != Role::Successor)
+  if (!gives_files(handle.session, handle.role))
     return fail(EINVAL, "retrieve a file of session '{}': it is {}, not retrieved", handle.session.name,
                 to_string(handle.session.state));
   const auto arg = LUO_TRY(wire::parse_arg<wire::TokenArg>(request.payload));
@@ -102,7 +131,7 @@ Result<Next> Server::retrieve(Request& request, Reply& reply, Change& change) {
 
 Result<Next> Server::retrieve_many(Request& request, Reply& reply, Change& change) {
   const Handle handle = LUO_TRY(handle_of(request));
-  if (is_outgoing(handle.session.state) && handle.role != Role::Successor)
+  if (!gives_files(handle.session, handle.role))
     return fail(EINVAL, "retrieve files of session '{}': it is {}, not retrieved", handle.session.name,
                 to_string(handle.session.state));
   const auto many = LUO_TRY((wire::parse_array<wire::ManyEntry>(request.payload)));

@@ -165,6 +165,7 @@ void Keeper::exec_new_image() {
   char program[] = "luod";
   char resume[] = "--resume";
   char* const argv[] = {program, resume, arena_arg, nullptr};
+  fcntl(control.trial_image_fd, F_SETFD, 0);  // a script is opened once more, by its interpreter
   const Error error = exec_fd(FdRef::borrow(control.trial_image_fd), argv, environ);
   dup3(control.log_fd, STDERR_FILENO, 0);
   refuse(error.code, error.what);

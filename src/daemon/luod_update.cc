@@ -77,7 +77,17 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
                    .words = std::move(last_words),
                    .report = std::move(report),
                    .keeper = std::move(keeper)};
-  change.tx.abort();
+  if (answer->layout == Engine::kVersion) {
+    change.tx.abort();
+  } else {
+    // An older luod: it gets what it can read. If the trial fails, the next worker of ours takes it back.
+    const Change::Mark before = change.mark();
+    if (auto written = engine_->write_version_before(change); !written) {
+      change.back_to(before);
+      return refuse(std::move(written).error().during("go back to an older luod"), "");
+    }
+    change.commit();
+  }
   begin_trial(std::move(parts), request.peer, request.header.nonce, timeout_ms, answer->version);
 }
 

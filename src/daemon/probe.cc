@@ -56,11 +56,12 @@ std::string tail_of(FdRef file) {
 }
 
 std::string probe_text() {
-  const nlohmann::json json = {
-      {"program", "luod"},
-      {"version", kVersion},
-      {"layouts",
-       {{{"tag", Engine::kLayout.tag}, {"read", {Engine::kLayout.version}}, {"write", Engine::kLayout.version}}}}};
+  const nlohmann::json json = {{"program", "luod"},
+                               {"version", kVersion},
+                               {"layouts",
+                                {{{"tag", Engine::kLayout.tag},
+                                  {"read", {Engine::kVersion - 1, Engine::kVersion}},
+                                  {"write", Engine::kVersion}}}}};
   return json.dump();
 }
 
@@ -113,12 +114,15 @@ Result<ProbeAnswer> Probe::result() const {
   for (const auto& layout : json["layouts"]) {
     if (!layout.is_object() || layout.value("tag", nlohmann::json{}) != Engine::kLayout.tag) continue;
     const auto readable = layout.value("read", nlohmann::json::array());
-    if (std::ranges::find(readable, nlohmann::json(Engine::kLayout.version)) == readable.end()) continue;
+    const auto reads = [&](std::uint32_t v) {
+      return std::ranges::find(readable, nlohmann::json(v)) != readable.end();
+    };
     const auto version = json.value("version", nlohmann::json{});
-    return ProbeAnswer{version.is_string() ? version.get<std::string>() : "?"};
+    for (const std::uint32_t v : {Engine::kVersion, Engine::kVersion - 1})
+      if (reads(v)) return ProbeAnswer{version.is_string() ? version.get<std::string>() : "?", v};
   }
-  return fail(EPROTO, "the new image does not read layout '{}' version {}, which holds the state now",
-              Engine::kLayout.tag, Engine::kLayout.version);
+  return fail(EPROTO, "the new image reads neither version {} of layout '{}', which holds the state now, nor {}",
+              Engine::kVersion, Engine::kLayout.tag, Engine::kVersion - 1);
 }
 
 }  // namespace luo::daemon

@@ -15,6 +15,7 @@ namespace luo::daemon {
 
 struct ProbeAnswer {
   std::string version;
+  std::uint32_t layout;  ///< the newest version of the records that both know: ours, or the one before
 };
 
 /// What this image answers to --probe.

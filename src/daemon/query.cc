@@ -46,6 +46,10 @@ json session_json(const SessionView& session) {
           {"uid", session.owner.uid},
           {"files", session.files},
           {"created_ms", session.created_ms},
+          {"on_close", session.hold == Hold::Off ? "unpreserve" : "hold"},
+          {"held_for", session.hold == Hold::Off    ? json(nullptr)
+                       : session.hold == Hold::User ? json("user")
+                                                    : json{{to_string(session.hold), shown(session.held_for)}}},
           {"holder", owner.write_fd < 0 ? "none"
                      : owner.accepted   ? "held"
                                         : "handed out"},
@@ -59,6 +63,7 @@ Result<Next> Server::query(Request& request, Reply& reply, Change&) {
   switch (static_cast<wire::QueryKind>(arg.kind)) {
     case wire::QueryKind::Status: LUO_TRY(attach_text(reply, status_json())); break;
     case wire::QueryKind::List: LUO_TRY(attach_text(reply, list_json())); break;
+    case wire::QueryKind::Files: LUO_TRY(attach_text(reply, files_json(wire::text_in(arg.name)))); break;
     case wire::QueryKind::Show: {
       const std::string text = LUO_TRY_DURING("show", show_json(wire::text_in(arg.name)));
       LUO_TRY(attach_text(reply, text));
@@ -134,12 +139,33 @@ Result<std::string> Server::show_json(std::string_view name) const {
                                   : file.retrieve_status > 0 ? "given out"
                                                              : "failed"},
                        {"inode", file.inode},
-                       {"device", file.device}};
+                       {"device", file.device},
+                       {"charge_bytes", file.charge_bytes},
+                       {"preserved_s", file.preserved_s}};
+    json after = json::array();
+    for (const Token token : engine_->depends_on(*id, file.token)) after.push_back(token.raw());
+    if (!after.empty()) shown_file["after"] = std::move(after);
     if (struct stat st{}; fstat(file.fd, &st) == 0 && S_ISREG(st.st_mode)) shown_file["size"] = st.st_size;
     files.push_back(std::move(shown_file));
   });
   out["files_list"] = std::move(files);
   return dump(out);
+}
+
+/// What is kept for a handler, before anybody retrieves it. O(files).
+std::string Server::files_json(std::string_view handler) const {
+  json files = json::array();
+  engine_->for_each_session([&](const SessionView& session) {
+    engine_->for_each_file(session.id, [&](const FileView& file) {
+      if (!handler.empty() && file.handler != handler) return;
+      files.push_back({{"session", shown(session.name)},
+                       {"state", to_string(session.state)},
+                       {"token", file.token.raw()},
+                       {"handler", file.handler},
+                       {"data", file.data}});
+    });
+  });
+  return dump({{"files", std::move(files)}});
 }
 
 }  // namespace luo::daemon

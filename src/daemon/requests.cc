@@ -278,7 +278,8 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
   if (request.peer.hello == 0) return fail(EBADMSG, "{} before hello", wire::name_of(request.header.command));
   // What a command takes along is part of its framing.
   const bool may_have_fds = command == Command::PreserveFd || command == Command::PreserveMany ||
-                            command == Command::Present || command == Command::UpdateLuod;
+                            command == Command::PreserveAfter || command == Command::Present ||
+                            command == Command::UpdateLuod;
   if (!may_have_fds && !request.fds.empty())
     return fail(EBADMSG, "{} with {} descriptors", wire::name_of(request.header.command), request.fds.size());
   switch (command) {
@@ -297,6 +298,11 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
     case Command::RetrieveFd: return retrieve(request, reply, change);
     case Command::RetrieveMany: return retrieve_many(request, reply, change);
     case Command::ListTokens: return list_tokens(request, reply, change);
+    case Command::PreserveAfter: return preserve_after(request, reply, change);
+    case Command::Hold: return hold(request, reply, change);
+    case Command::Drop: return drop(request, reply, change);
+    case Command::SetEvent: return set_event(request, reply, change);
+    case Command::GetState: return get_state(request, reply, change);
     case Command::Subscribe: return subscribe(request, reply, change);
     case Command::Prepared: return prepared(request, reply, change);
     case Command::TakeOver: return take_over(request, reply, change);

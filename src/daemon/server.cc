@@ -111,7 +111,7 @@ Result<> Server::restore(WorkerKind kind) {
     return true;
   };
   holders_.emplace(LUO_TRY(HolderWatch::make()));
-  engine_.emplace(LUO_TRY_DURING("read the arena", Engine::open(arena_, registry_, is_closed)));
+  engine_.emplace(LUO_TRY_DURING("read the arena", Engine::open(arena_, registry_, is_closed, Engine::Take::Later)));
   state_.emplace(LUO_TRY_DURING("read the arena", State::open(arena_)));
 
   if (kind == WorkerKind::OfNewImage) {
@@ -132,6 +132,8 @@ Result<> Server::restore(WorkerKind kind) {
     control_.trial.compare_exchange_strong(expected, static_cast<std::uint32_t>(Trial::Abandoned));
   }
 
+  // From here on the arena is ours.
+  LUO_TRY_DURING("take the arena over", engine_->take_over());
   LUO_TRY(close_unnamed());
   LUO_TRY(build_loop());
   settle_trial();
@@ -442,13 +444,14 @@ void Server::on_holder_closed(int write_fd) {
   holder_is_gone(hit.session, hit.role);
 }
 
-void Server::holder_is_gone(SessionId id, Role role) {
+void Server::holder_is_gone(SessionId id, Role role, std::uint64_t has_it_now) {
   // Whoever held it by that descriptor has no right to it any more, whatever becomes of the session.
   const bool gone = !engine_->find(id).has_value();
   for (bool more = true; more;) {
     Change step{arena_};
-    more = state_->drop_some_grants_of_session(
-        step, id, [&](const GrantRec& grant) { return gone || grant.role == static_cast<std::uint32_t>(role); });
+    more = state_->drop_some_grants_of_session(step, id, [&](const GrantRec& grant) {
+      return gone || (grant.role == static_cast<std::uint32_t>(role) && grant.peer != has_it_now);
+    });
     step.commit();
   }
   update_lost_holder(id, role);
@@ -464,9 +467,10 @@ void Server::settle_closed() {
     const HolderWatch::Hit hit = holders_->find(write_fd);
     if (hit.session.raw() == 0) continue;
     const auto session = engine_->find(hit.session);
-    if (session && session->holder[hit.role == Role::Owner ? 0 : 1].write_fd == write_fd) continue;
+    const Holder now = session ? session->holder[hit.role == Role::Owner ? 0 : 1] : Holder{};
+    if (now.write_fd == write_fd) continue;
     holders_->forget(write_fd);
-    holder_is_gone(hit.session, hit.role);
+    holder_is_gone(hit.session, hit.role, now.write_fd >= 0 ? now.peer.raw() : 0);  // it may have been given out again
   }
 }
 

@@ -108,7 +108,8 @@ class Server {
   void on_accept();
   void on_peer(std::uint64_t id, std::uint32_t revents);
   void on_holder_closed(int write_fd);
-  void holder_is_gone(SessionId session, Role role);  ///< after the commit: grants, updates, waiting requests
+  /// After the commit: grants (but not of the one who has it now), updates, waiting requests.
+  void holder_is_gone(SessionId session, Role role, std::uint64_t has_it_now = 0);
   void settle_closed();
   void on_keeper_died();
   void watch_keeper();
@@ -149,8 +150,16 @@ class Server {
   Result<Next> finish(Request& request, Reply& reply, Change& change);
   Result<Next> renew(Request& request, Reply& reply, Change& change);
 
+  // option_requests.cc
+  Result<> may_get_back(const SessionView& session, const PeerRec& peer) const;
+  Result<Next> hold(Request& request, Reply& reply, Change& change);
+  Result<Next> drop(Request& request, Reply& reply, Change& change);
+  Result<Next> set_event(Request& request, Reply& reply, Change& change);
+  Result<Next> get_state(Request& request, Reply& reply, Change& change);
+
   // file_requests.cc
   Result<Next> preserve(Request& request, Reply& reply, Change& change);
+  Result<Next> preserve_after(Request& request, Reply& reply, Change& change);
   Result<Next> preserve_many(Request& request, Reply& reply, Change& change);
   Result<Next> unpreserve(Request& request, Reply& reply, Change& change);
   Result<Next> retrieve(Request& request, Reply& reply, Change& change);
@@ -206,6 +215,7 @@ class Server {
   std::string status_json() const;
   std::string list_json() const;
   Result<std::string> show_json(std::string_view name) const;
+  std::string files_json(std::string_view handler) const;
   Result<> attach_text(Reply& reply, std::string_view text);  ///< as a sealed memfd that the answer owns
 
   friend struct Callbacks;

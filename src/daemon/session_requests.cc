@@ -90,6 +90,10 @@ Result<Next> Server::take_incoming(Request& request, Reply& reply, Change& chang
     LUO_TRY(engine_->add_successor(change, id, made.holder, owner_of(request.peer)));
     change.tx.set(update->phase, static_cast<std::uint32_t>(Phase::Warming));
   } else {
+    const std::string_view text{name.data(), strnlen(name.data(), name.size())};
+    auto wanted = engine_->find_incoming(text);
+    if (!wanted) wanted = engine_->find_outgoing(text);
+    if (wanted) LUO_TRY(may_get_back(*engine_->find(*wanted), request.peer));
     id = LUO_TRY(engine_->retrieve_session(change, name, made.holder, owner_of(request.peer)));
   }
   LUO_TRY(hand_out(request, reply, change, id, role, made));

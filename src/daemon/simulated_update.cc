@@ -90,8 +90,8 @@ void Server::cross_everything(UpdateRec& update) {
     if (peer.subscribed != 0) gone.push_back(peer.id);
   });
   for (const std::uint64_t id : gone) drop_peer(id, "everything has crossed");
+  engine_->sweep();  // what is held comes back into view
   drop_stale_grants();
-  engine_->sweep();
   outcomes_due_ = true;
 }
 

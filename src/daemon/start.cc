@@ -178,7 +178,7 @@ Result<int> resume(int arena_fd) {
   Control& control = *LUO_TRY_DURING("resume", checked_control(arena));
   if (control.trial.load() != static_cast<std::uint32_t>(Trial::Trying))
     return fail(EINVAL, "resume: no update of luod is under way");
-  // It closed when we were executed: its number is free, and may soon be another file's.
+  // Nobody needs it any more; the worker closes what nobody names.
   control.trial_image_fd = -1;
   Keeper keeper{.control = control, .worker_main = &worker_process, .new_image = true};
   return keeper.run();

@@ -33,7 +33,8 @@ Checker::Checker(const Engine::Impl& engine, bool ask_kernel)
 
 Result<> Checker::run() {
   const HandlersRecord* handlers = block(arena_, root_.handlers, kHandlersMagic);
-  if (root_.magic != kRootMagic || handlers == nullptr || handlers->count != engine_.handlers.size())
+  if ((root_.magic != kRootMagic && root_.magic != kRootMagic1) || handlers == nullptr ||
+      handlers->count != engine_.handlers.size())
     return damaged(root_.handlers.at, "no list of {} handlers", engine_.handlers.size());
   LUO_TRY(tables());
   LUO_TRY(list(root_.outgoing.sessions, Where::Outgoing));
@@ -52,6 +53,9 @@ Result<> Checker::tables() const {
   LUO_TRY(engine_.table(root_.tokens).check("tokens"));
   LUO_TRY(engine_.table(root_.identities).check("file identities"));
   LUO_TRY(engine_.table(root_.trees).check("trees of files"));
+  if (!has_extras()) return {};
+  LUO_TRY(engine_.table(root_.options).check("options of sessions"));
+  LUO_TRY(engine_.table(root_.relations).check("relations of files"));
   return {};
 }
 
@@ -113,7 +117,32 @@ Result<> Checker::session(Ref<SessionRecord> ref, Where where) {
     if (where == Where::Outgoing && state == SessionState::Frozen) ++frozen_;
     if (state != SessionState::Finished) live_files_[where == Where::Outgoing ? 0 : 1] += record.files.count;
   }
+  if (has_extras() && root_.options.count != 0) LUO_TRY(options(ref, where));
   return files(ref);
+}
+
+Result<> Checker::options(Ref<SessionRecord> ref, Where where) {
+  const OptionsRecord* found = nullptr;
+  engine_.table(root_.options).find(engine_.hash_place(ref), [&](std::uint64_t entry) {
+    const OptionsRecord* record = block(arena_, Ref<OptionsRecord>{entry}, kOptionsMagic);
+    if (record != nullptr && record->session == ref) found = record;
+    return found != nullptr;
+  });
+  if (found == nullptr) return {};
+  ++options_;
+  const bool asks_more = found->hold == static_cast<std::uint32_t>(Hold::Executable) ||
+                         found->hold == static_cast<std::uint32_t>(Hold::Unit);
+  const std::size_t length = strnlen(found->held_for, sizeof found->held_for);
+  if (where == Where::Doomed || found->hold > static_cast<std::uint32_t>(Hold::Unit) ||
+      found->event > static_cast<std::uint32_t>(OwnerEvent::Frozen) || length == sizeof found->held_for ||
+      (length != 0) != asks_more || (found->hold == 0 && found->event == 0))
+    return damaged(ref.at, "a session's options do not fit");
+  const auto state = static_cast<SessionState>(arena_.get(ref)->state);
+  const auto event = static_cast<OwnerEvent>(found->event);
+  if (where == Where::Outgoing && event != OwnerEvent::None &&
+      (state == SessionState::Outgoing || (event == OwnerEvent::Frozen && state != SessionState::Frozen)))
+    return damaged(ref.at, "a session that is {} was taken further by its owner", to_string(state));
+  return {};
 }
 
 Result<> Checker::holder(Ref<SessionRecord> ref, const HolderRecord& holder) {
@@ -171,6 +200,7 @@ Result<> Checker::file(Ref<FileRecord> ref) {
                 shown(Engine::Impl::name_of(*arena_.get(record.session))), handlers.name[record.handler]);
   if (!engine_.table(root_.tokens).contains(engine_.hash_token(*arena_.get(record.session), record.token), ref.at))
     return damaged(ref.at, "a file is not found by its token {}", record.token);
+  if (has_extras() && root_.relations.count != 0) LUO_TRY(relation(ref));
   if (record.indexed == 0) {
     if (record.tree) return damaged(ref.at, "a file names a tree that it is not in");
     return {};
@@ -187,6 +217,29 @@ Result<> Checker::file(Ref<FileRecord> ref) {
   const FileRecord* up = block(arena_, record.up, kFileMagic);
   const bool linked = record.up ? up != nullptr && (up->left == ref || up->right == ref) : tree->root == ref;
   if (!linked) return damaged(ref.at, "a file is not where its tree would look for it");
+  return {};
+}
+
+/// Whom it depends on is preserved before it, in the same session.
+Result<> Checker::relation(Ref<FileRecord> ref) {
+  const RelationRecord* found = nullptr;
+  engine_.table(root_.relations).find(engine_.hash_place(ref), [&](std::uint64_t entry) {
+    const RelationRecord* record = block(arena_, Ref<RelationRecord>{entry}, kRelationMagic);
+    if (record != nullptr && record->file == ref) found = record;
+    return found != nullptr;
+  });
+  if (found == nullptr) return {};
+  ++relations_;
+  if (found->count > kMaxDependencies || (found->count == 0 && found->dependents == 0))
+    return damaged(ref.at, "a file that depends on {} others", found->count);
+  if (found->dependents != 0) dependents_.emplace(ref.at, found->dependents);
+  for (std::uint64_t i = 0; i < found->count; ++i) {
+    const auto other = dependents_.find(found->on[i].at);
+    if (other == dependents_.end() || other->second == 0 ||
+        block(arena_, found->on[i], kFileMagic)->session != arena_.get(ref)->session)
+      return damaged(ref.at, "a file depends on one that is not preserved before it");
+    --other->second;
+  }
   return {};
 }
 
@@ -235,6 +288,12 @@ Result<> Checker::counts() const {
   if (root_.tokens.count != files_) return differ("tokens", root_.tokens.count, files_);
   if (root_.identities.count != plain_) return differ("file identities", root_.identities.count, plain_);
   if (root_.trees.count != trees_.size()) return differ("trees of files", root_.trees.count, trees_.size());
+  if (has_extras()) {
+    if (root_.options.count != options_) return differ("options of sessions", root_.options.count, options_);
+    if (root_.relations.count != relations_) return differ("relations of files", root_.relations.count, relations_);
+    for (const auto& [file, left] : dependents_)
+      if (left != 0) return damaged(file, "a file on which {} others depend, which are not there", left);
+  }
   if (root_.outgoing.names.count != root_.outgoing.sessions.count)
     return differ("outgoing names", root_.outgoing.names.count, root_.outgoing.sessions.count);
   if (root_.incoming.names.count != root_.incoming.sessions.count)

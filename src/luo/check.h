@@ -22,11 +22,14 @@ class Checker {
   Result<> doomed();
   Result<> session(Ref<SessionRecord> ref, Where where);
   Result<> holder(Ref<SessionRecord> ref, const HolderRecord& holder);
+  Result<> options(Ref<SessionRecord> ref, Where where);
   Result<> files(Ref<SessionRecord> ref);
   Result<> file(Ref<FileRecord> ref);
+  Result<> relation(Ref<FileRecord> ref);
   Result<> tree(Ref<TreeRecord> ref, std::uint64_t files);
   Result<> counts() const;
   Result<> descriptor(std::int32_t fd, std::uint64_t where);
+  bool has_extras() const noexcept { return root_.magic != kRootMagic1; }
 
   const Engine::Impl& engine_;
   const kho::Arena& arena_;
@@ -36,7 +39,9 @@ class Checker {
   std::vector<bool> fds_;                                   ///< which numbers are named already
   std::unordered_map<std::uint64_t, std::uint64_t> trees_;  ///< files that name it
   std::uint64_t sessions_ = 0, inodes_ = 0, files_ = 0, plain_ = 0, frozen_ = 0, marked_doomed_ = 0, listed_doomed_ = 0;
-  std::uint64_t live_files_[2] = {0, 0};  ///< outgoing, incoming
+  std::uint64_t options_ = 0, relations_ = 0;
+  std::unordered_map<std::uint64_t, std::uint64_t> dependents_;  ///< of files on which others depend: not yet seen
+  std::uint64_t live_files_[2] = {0, 0};                         ///< outgoing, incoming
 };
 
 }  // namespace luo

@@ -42,6 +42,14 @@ class Damage : public ::testing::Test {
     for (std::uint64_t token = 0; token < 5; ++token) w.preserve(outgoing, token);
     per_file = false;
     w.preserve(outgoing, 6);
+    const std::uint64_t after[] = {6, 2};
+    const int dependent = memfd().release();
+    EXPECT_TRUE(w.step([&](Change& c) {
+                   return w.engine->preserve(c, outgoing, {.token = Token{7}, .fd = dependent, .after = after});
+                 }).has_value());
+    EXPECT_TRUE(
+        w.step([&](Change& c) { return w.engine->set_hold(c, outgoing, Hold::Unit, "a.service"); }).has_value());
+    EXPECT_TRUE(w.step([&](Change& c) { return w.engine->owner_prepare(c, outgoing); }).has_value());
     Capability cap = capability();
     EXPECT_TRUE(w.step([&](Change& c) { return w.engine->add_successor(c, outgoing, cap.holder, {}); }).has_value());
     successor = std::move(cap.client);
@@ -94,6 +102,14 @@ class Damage : public ::testing::Test {
     table("tokens", root->tokens);
     table("identities", root->identities);
     table("trees", root->trees);
+    table("options", root->options);
+    table("relations", root->relations);
+    const auto each = [&](std::string name, const TableRecord& t, auto kind) {
+      for (std::uint64_t i = 0; i < t.capacity; ++i)
+        if (const std::uint64_t ref = w.arena->get(t.slots)[i].ref; ref != 0) record(name, decltype(kind){ref});
+    };
+    each("option", root->options, Ref<OptionsRecord>{});
+    each("relation", root->relations, Ref<RelationRecord>{});
   }
 
   std::vector<std::byte> image() const {
@@ -230,6 +246,8 @@ int use(const kho::Arena& damaged, const HandlerRegistry& registry) {
       step([&](Change& c) { (void)engine->retrieve(c, id, Role::Owner, token).has_value(); });
     if (!tokens.empty()) step([&](Change& c) { (void)engine->unpreserve(c, id, tokens.back()).has_value(); });
     step([&](Change& c) { (void)engine->renew(c, id, Role::Owner).has_value(); });
+    step([&](Change& c) { (void)engine->owner_cancel(c, id).has_value(); });
+    step([&](Change& c) { (void)engine->owner_prepare(c, id).has_value(); });
   }
   (void)engine->freeze_all().has_value();
   step([&](Change& c) { (void)engine->cross(c).has_value(); });
@@ -238,6 +256,7 @@ int use(const kho::Arena& damaged, const HandlerRegistry& registry) {
   (void)engine->freeze_all().has_value();
   for (int i = 0; i < 2; ++i) step([&](Change& c) { (void)engine->cross(c).has_value(); });
   engine->sweep();
+  for (const SessionId id : all()) step([&](Change& c) { (void)engine->drop(c, id).has_value(); });
   return engine->session_count() == 0 ? 0 : 1;
 }
 

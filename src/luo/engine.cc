@@ -12,13 +12,19 @@ Engine::Engine(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
 Engine::Engine(Engine&&) noexcept = default;
 Engine::~Engine() = default;
 
-Result<Engine> Engine::open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed) {
+Result<Engine> Engine::open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed, Take take) {
   if (!is_closed) is_closed = [](int) { return false; };
   auto impl = std::make_unique<Impl>(arena, handlers, std::move(is_closed));
-  if (arena.root(0) == PhysAddr{}) LUO_TRY_DURING("make the engine's tables", impl->make_root());
-  else LUO_TRY_DURING("open the engine", impl->take_over());
+  if (arena.root(0) == PhysAddr{}) {
+    LUO_TRY_DURING("make the engine's tables", impl->make_root());
+  } else {
+    LUO_TRY_DURING("open the engine", impl->read_root());
+    if (take == Take::Now) LUO_TRY_DURING("open the engine", impl->take_over());
+  }
   return Engine{std::move(impl)};
 }
+
+Result<> Engine::take_over() { return impl_->take_over(); }
 
 Result<> Engine::check() const {
   auto result = Checker{*impl_, true}.run();
@@ -41,10 +47,12 @@ Result<> Engine::Impl::make_root() {
   return {};
 }
 
-Result<> Engine::Impl::take_over() {
+Result<> Engine::Impl::read_root() {
   const Ref<RootRecord> ref{arena.root(0).raw()};
-  root = arena.checked(ref);
-  if (root == nullptr || root->magic != kRootMagic) return fail(EBADMSG, "no root record at {:#x}", ref.at);
+  root = ref.at % alignof(RootRecord) == 0 && arena.usable_size(ref.addr()) >= kRootBytes1 ? at(ref) : nullptr;
+  if (root == nullptr || (root->magic != kRootMagic && root->magic != kRootMagic1) ||
+      (root->magic == kRootMagic && arena.usable_size(ref.addr()) < sizeof(RootRecord)))
+    return fail(EBADMSG, "no root record at {:#x}", ref.at);
   const HandlersRecord* names = arena.checked(root->handlers);
   if (names == nullptr || names->magic != kHandlersMagic || names->count > kMaxHandlers)
     return fail(EBADMSG, "no list of handlers at {:#x}", root->handlers.at);
@@ -58,6 +66,14 @@ Result<> Engine::Impl::take_over() {
     handlers.push_back(handler);
   }
   LUO_TRY((Checker{*this, false}.run()));
+  std::uint64_t all = names->count;
+  for (Handler* handler : registry.all()) all += std::ranges::find(handlers, handler) == handlers.end() ? 1 : 0;
+  if (all > kMaxHandlers) return fail(ENOSPC, "{} handlers are more than an arena can know in its life", all);
+  return {};
+}
+
+Result<> Engine::Impl::take_over() {
+  LUO_TRY(upgrade());
   const auto known = [&](const Handler* handler) { return std::ranges::find(handlers, handler) != handlers.end(); };
   if (!std::ranges::all_of(registry.all(), known)) {
     Change change{arena};

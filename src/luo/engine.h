@@ -66,6 +66,19 @@ enum class SessionState : std::uint32_t {
 };
 std::string_view to_string(SessionState state) noexcept;
 
+/// What becomes of an outgoing session whose last descriptor closes.
+enum class Hold : std::uint32_t {
+  Off = 0,         ///< it is unpreserved, as in the kernel
+  User = 1,        ///< it stays; a process of the same uid gets it back
+  Executable = 2,  ///< likewise, if it also runs the same executable
+  Unit = 3,        ///< likewise, if it is also in the same unit (control group)
+};
+std::string_view to_string(Hold hold) noexcept;
+
+/// How far its owner has taken an outgoing session by itself, without an update: the per-session interface of
+/// early versions of the kernel's LUO.
+enum class OwnerEvent : std::uint32_t { None = 0, Prepared = 1, Frozen = 2 };
+
 /// A session can have two capabilities while it passes from a service to its successor.
 enum class Role : std::uint32_t { Owner = 1, Successor = 2 };
 
@@ -92,6 +105,9 @@ struct SessionView {  ///< a copy, for showing and deciding
   Holder holder[2];  ///< by Role: [0] owner, [1] successor
   std::uint64_t files;
   std::uint64_t created_ms;  ///< CLOCK_REALTIME, as given at creation
+  Hold hold = Hold::Off;
+  OwnerEvent event = OwnerEvent::None;  ///< of outgoing sessions
+  std::string held_for;                 ///< Hold::Executable, Unit: which
 };
 
 struct FileView {
@@ -101,6 +117,8 @@ struct FileView {
   int retrieve_status;  ///< 0 not tried, 1 given out, negative errno: failed and remembered
   std::uint64_t inode, device;
   HandlerData data;
+  std::uint64_t charge_bytes;  ///< memory or blocks that it had when it was preserved, in steps of 1 KiB
+  std::uint32_t preserved_s;   ///< CLOCK_REALTIME, seconds; 0: not known
 };
 
 struct FreezeFailure {  ///< who stood in the way
@@ -118,12 +136,26 @@ class Engine {
   using IsClosed = std::function<bool(int write_fd)>;
 
   static constexpr kho::Layout kLayout{"luod", 1};
+  /// Of the root record: what is written. The version before is read, see take_over() and write_version_before().
+  static constexpr std::uint32_t kVersion = 2;
+
+  /// Whether open() may already change what it finds.
+  enum class Take { Now, Later };
 
   /// In a fresh arena (root slot 0 empty) makes the tables, else checks everything that it will rely on
   /// (bounds, links, counts, handler names) and takes over. Errors: EBADMSG damaged, says what and where;
   /// ENOTSUP a file's handler is not registered (names it); ENOMEM; ENOSPC over 64 handlers in one arena's life.
-  /// All handlers are registered before.
-  static Result<Engine> open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed);
+  /// All handlers are registered before. With Take::Later nothing has been written into an arena that was left
+  /// (its owner may still take it back), and nothing but views may be asked before take_over().
+  static Result<Engine> open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed,
+                             Take take = Take::Now);
+  /// What open() put off: a root record of the version before becomes one of this version, new handlers get their
+  /// names, what a predecessor left to be swept is swept. Errors: ENOMEM, ENOSPC as open(); may be tried again.
+  Result<> take_over();
+  /// Makes the arena one that the version before can open. Errors: ENOTSUP what is kept cannot be expressed there
+  /// (names the session), ENOMEM. Nothing but views may be asked of this engine afterwards; opening the arena
+  /// again undoes it.
+  Result<> write_version_before(Change& change) const;
   Engine(Engine&&) noexcept;
   ~Engine();
 
@@ -132,18 +164,31 @@ class Engine {
   /// `raw_name` is the 64 bytes of the uAPI struct.
   Result<SessionId> create_session(Change& change, std::span<const char, 64> raw_name, const Holder& holder,
                                    OwnerInfo owner, std::uint64_t now_ms);
-  /// ENOENT none incoming of that name; EINVAL retrieved already.
+  /// An incoming session, or one that is held (Hold) while nobody has it: that one stays outgoing.
+  /// ENOENT none of that name; EINVAL retrieved already.
   Result<SessionId> retrieve_session(Change& change, std::span<const char, 64> raw_name, const Holder& holder,
                                      OwnerInfo owner);
   /// The read end was sent: from now on the session's life is the receiver's.
   void sent(Change& change, SessionId id, Role role) noexcept;  ///< forgets read_fd, closes it after commit
   /// ENOENT no such session. Idempotent.
   Result<> accept(Change& change, SessionId id, Role role);
-  /// Last close of a capability. Owner: not accepted: put away (created) or back (retrieved); outgoing:
-  /// unpreserve LIFO; retrieved: finish LIFO, then gone; can_finish false: put back, so that the next
-  /// owner can retry (differs from the kernel, D8). If a successor holds the session, it lives on as the
-  /// successor's. Successor: as abandon_successor.
+  /// Last close of a capability. Owner: not accepted: put away (created) or back (retrieved); held (Hold): stays,
+  /// outgoing or incoming, for the next owner; outgoing: unpreserve LIFO; retrieved: finish LIFO, then gone; can_finish
+  /// false: put back, so that the next owner can retry (differs from the kernel, D8). If a successor holds the session,
+  /// it lives on as the successor's. Successor: as abandon_successor.
   void holder_closed(Change& change, SessionId id, Role role);
+
+  /// What becomes of the session at its last close. `held_for`, of Executable and Unit, is for the caller to
+  /// compare: 1 to 231 bytes. EINVAL incoming and not retrieved, or finished, or `held_for`; EBUSY frozen; ENOMEM.
+  Result<> set_hold(Change& change, SessionId id, Hold hold, std::string_view held_for);
+  /// Gives up a session that nobody has: held, or incoming. EBUSY somebody has it, or an update has frozen it,
+  /// or a handler's can_finish.
+  Result<> drop(Change& change, SessionId id);
+  /// What its owner does with an outgoing session by itself. EINVAL: not the next step; EBUSY: an update is doing
+  /// it; ENOMEM. `FreezeFailure` is for Frozen: who stood in the way.
+  Result<> owner_prepare(Change& change, SessionId id);
+  std::expected<void, FreezeFailure> owner_freeze(Change& change, SessionId id);
+  Result<> owner_cancel(Change& change, SessionId id);
 
   std::optional<SessionView> find(SessionId id) const;
   std::optional<SessionId> find_outgoing(std::string_view name) const;
@@ -172,23 +217,29 @@ class Engine {
   void look_at(std::span<const int> fds, std::vector<Look>& looks) const;
   struct PreserveRequest {
     Token token;
-    int fd = -1;                 ///< becomes the engine's on success; stays the caller's on error
-    int client_errno = 0;        ///< != 0: the client could not send it (EBADF)
-    const Look* look = nullptr;  ///< of `fd`, if the caller has it already
+    int fd = -1;                                ///< becomes the engine's on success; stays the caller's on error
+    int client_errno = 0;                       ///< != 0: the client could not send it (EBADF)
+    const Look* look = nullptr;                 ///< of `fd`, if the caller has it already
+    std::span<const std::uint64_t> after = {};  ///< tokens that this file depends on, at most 16, none twice
+    std::uint64_t now_ms = 0;                   ///< CLOCK_REALTIME, to be shown
   };
   /// Order of checks: EINVAL incoming; EBUSY frozen; EEXIST token; ENOMEM; client_errno; EBADF (O_PATH);
   /// ENOENT no handler; EBUSY same file preserved (after IsClosed of its session); the handler's errno.
+  /// Of `after`: EINVAL over 16 or one twice, first of all; ENOLINK one is not preserved, after EEXIST.
   /// EINPROGRESS: the handler needs time, nothing changed, ask again when it wakes.
   Result<> preserve(Change& change, SessionId id, const PreserveRequest& request);
-  /// EINVAL incoming; EBUSY frozen; ENOENT.
+  /// EINVAL incoming; EBUSY frozen; ENOENT; EBUSY another file depends on it.
   Result<> unpreserve(Change& change, SessionId id, Token token);
-  /// The engine's own descriptor of the file, to be sent, not to be closed. EINVAL outgoing (unless
+  /// The tokens that a file depends on, in the order in which they were named.
+  std::vector<Token> depends_on(SessionId id, Token token) const;
+  /// The engine's own descriptor of the file, to be sent, not to be closed. EINVAL outgoing (unless it is held, or
   /// Role::Successor); ENOENT; the remembered errno of an earlier failure.
   Result<int> retrieve(Change& change, SessionId id, Role role, Token token);
   /// EINVAL outgoing; EBUSY some handler's can_finish (nothing finished). Idempotent.
   Result<> finish(Change& change, SessionId id);
   /// A retrieved session becomes an outgoing one; of a successor (after freeze_one): the handover.
-  /// EINVAL neither; EEXIST an outgoing one of that name. The old holder's write end closes with the commit.
+  /// Of a held one that is outgoing already: nothing to be done.
+  /// EINVAL none of these; EEXIST an outgoing one of that name. The old holder's write end closes with the commit.
   Result<> renew(Change& change, SessionId id, Role role);
 
   // --- from a service to its successor --------------------------------------------------------------
@@ -202,15 +253,17 @@ class Engine {
   void cancel_prepare(Change& change, SessionId id) noexcept;  ///< Preparing or Frozen (unfreezes, FIFO) → Outgoing
   /// Freezes one session's files, FIFO. On failure those frozen before are unfrozen FIFO, the state is Preparing again.
   std::expected<void, FreezeFailure> freeze_one(Change& change, SessionId id);
+  /// First sees to it that incoming sessions that are held can stay: EEXIST an outgoing one has the name.
   /// Freezes all outgoing sessions, FIFO; on failure unfreezes the failing one's FIFO, then the others LIFO.
   /// Uses transactions of its own (its work is O(n), a Change is bounded).
   std::expected<void, FreezeFailure> freeze_all();
   /// After freeze_all, before cross: takes it all back, sessions LIFO.
   void unfreeze_all();
   /// The point of no return of a simulated update, in one bounded transaction: outgoing becomes incoming,
-  /// what was incoming is dropped (as the kernel does), the generation advances. All holders are gone.
-  /// A crash after it finds the dropped ones still to be swept; open() goes on with that. Until then append_fds()
-  /// names their descriptors and the crossed holders', which no view shows. Errors: EBUSY not all are frozen.
+  /// what was incoming is dropped (as the kernel does; but what is held stays incoming), the generation advances. All
+  /// holders are gone. A crash after it finds the dropped ones still to be swept; open() goes on with that. Until then
+  /// append_fds() names their descriptors and the crossed holders', which no view shows. Errors: EBUSY not all are
+  /// frozen.
   Result<> cross(Change& change);
   void sweep();  ///< frees what cross dropped, in bounded steps. Called by open(), and after cross.
 

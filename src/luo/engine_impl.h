@@ -48,6 +48,8 @@ struct Engine::Impl {
 
   // --- opening (engine.cc)
   Result<> make_root();
+  Result<> read_root();
+  Result<> upgrade();  ///< version.cc
   Result<> take_over();
   Result<> name_handlers(kho::Tx& tx);
 
@@ -64,6 +66,10 @@ struct Engine::Impl {
   }
   std::uint64_t hash_name(std::string_view name) const noexcept {
     return siphash13(root->key, std::as_bytes(std::span{name.data(), name.size()}));
+  }
+  template <class T>
+  std::uint64_t hash_place(Ref<T> ref) const noexcept {
+    return hash(ref.at);
   }
   std::uint64_t hash_token(const SessionRecord& session, std::uint64_t token) const noexcept {
     return hash(std::array<std::uint64_t, 2>{session.id, token});
@@ -92,6 +98,24 @@ struct Engine::Impl {
   void put_back(Change& change, SessionRecord& session) noexcept;
   /// Takes the session and its files away.
   void end(Change& change, SessionRecord& session, Ending ending);
+
+  // --- what few sessions have (options.cc)
+  OptionsRecord* options_of(const SessionRecord& session) const noexcept;  ///< nullptr: it is as the kernel's are
+  Result<> set_options(kho::Tx& tx, SessionRecord& session, Hold hold, OwnerEvent event, std::string_view held_for);
+  void set_event(kho::Tx& tx, SessionRecord& session, OwnerEvent event) noexcept;  ///< of what has options
+  void drop_options(kho::Tx& tx, SessionRecord& session) noexcept;
+  Hold hold_of(const SessionRecord& session) const noexcept;
+  OwnerEvent event_of(const SessionRecord& session) const noexcept;
+  /// Nobody has it any more; it stays for the next owner.
+  void let_go(Change& change, SessionRecord& session) noexcept;
+  /// Whether held sessions that were incoming can stay when all others cross.
+  std::optional<FreezeFailure> in_the_way_of_held() const;
+
+  // --- what few files have (relations.cc)
+  RelationRecord* relation_of(Ref<FileRecord> file) const noexcept;
+  Result<> relate(kho::Tx& tx, const SessionRecord& session, Ref<FileRecord> file,
+                  std::span<const std::uint64_t> after);
+  void unrelate(kho::Tx& tx, Ref<FileRecord> file) noexcept;
 
   // --- what is asked of sessions (sessions.cc)
   using InTheWay = Ref<SessionRecord>;
@@ -141,6 +165,7 @@ struct Engine::Impl {
   void sweep();
   bool sweep_doomed();
   bool sweep_dropped();
+  bool keep_held(SessionRecord& session);
   bool sweep_holders();
 };
 

@@ -36,6 +36,7 @@ Engine::Look look_at(int fd) noexcept {
   st.st_uid = found.stx_uid;
   st.st_gid = found.stx_gid;
   st.st_size = static_cast<off_t>(found.stx_size);
+  st.st_blocks = static_cast<blkcnt_t>(found.stx_blocks);
   return look;
 }
 
@@ -83,11 +84,17 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
   kho::Tx& tx = change.tx;
   const std::uint64_t token = request.token.raw();
   const SessionState state = state_of(session);
+  for (std::size_t i = 0; i < request.after.size(); ++i)
+    if (i == kMaxDependencies || std::ranges::count(request.after, request.after[i]) > 1)
+      return fail(EINVAL, "it depends on {} tokens: at most {}, each once", request.after.size(), kMaxDependencies);
   if (!is_outgoing(state)) return fail(EINVAL, "the session is {}, not outgoing", to_string(state));
   if (!takes_files(state)) return fail(EBUSY, "the session is frozen for an update");
   const std::uint64_t hash = hash_token(session, token);
   if (const FileRecord* file = find_file(session, token, hash))
     return fail(EEXIST, "the token is used already, for a file of {}", handler_of(*file).name());
+  for (const std::uint64_t other : request.after)
+    if (find_file(session, other) == nullptr)
+      return fail(ENOLINK, "token {}, on which it depends, is not preserved; preserve that first", other);
   LUO_TRY(table(root->tokens).reserve(tx));
   LUO_TRY(identities().reserve(tx));
   Step step{change};
@@ -121,7 +128,10 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
   file.session = arena.ref_of(&session);
   file.fd = request.fd;
   file.handler = index;
+  file.charge_kib = static_cast<std::uint32_t>(std::min<std::uint64_t>(info.st.st_blocks / 2, UINT32_MAX));
+  file.preserved_s = static_cast<std::uint32_t>(request.now_ms / 1000);
   LUO_TRY(identities().insert(tx, spot, identity, ref));
+  if (!request.after.empty()) LUO_TRY(relate(tx, session, ref, request.after));
   file.data = LUO_TRY(handler->preserve(info, SessionId{session.id}, request.token));
   table(root->tokens).insert(tx, hash, ref.at);
   list_append_fresh(arena, tx, session.files, &file);
@@ -149,6 +159,7 @@ void Engine::Impl::remove_file(Change& change, FileRecord& file) noexcept {
   SessionRecord& session = *at(file.session);
   const Ref<FileRecord> ref = arena.ref_of(&file);
   identities().remove(tx, ref);
+  unrelate(tx, ref);
   LUO_CHECK(table(root->tokens).remove(tx, hash_token(session, file.token), ref.at));
   list_unlink(arena, tx, session.files, &file);
   change.close_later(file.fd);
@@ -217,6 +228,9 @@ Result<> Engine::unpreserve(Change& change, SessionId id, Token token) {
   if (!takes_files(state)) return refuse(EBUSY, "the session is frozen for an update");
   FileRecord* file = impl_->find_file(session, token.raw());
   if (file == nullptr) return refuse(ENOENT, "there is no such token");
+  if (const RelationRecord* relation = impl_->relation_of(impl_->arena.ref_of(file)))
+    if (relation->dependents != 0)
+      return refuse(EBUSY, fmt::format("{} files depend on it; give those up first", relation->dependents));
   impl_->handler_of(*file).unpreserve(impl_->kept(*file));
   impl_->remove_file(change, *file);
   change.tx.set(impl_->root->outgoing.files, impl_->root->outgoing.files - 1);
@@ -229,7 +243,8 @@ Result<int> Engine::retrieve(Change& change, SessionId id, Role role, Token toke
   const auto refuse = [&](int code, std::string_view why) {
     return fail(code, "{}: {}", goal("retrieve", token.raw(), impl_->name_of(session)), why);
   };
-  if (is_outgoing(state) && !(role == Role::Successor && impl_->holds(session, role)))
+  if (is_outgoing(state) && !(role == Role::Successor && impl_->holds(session, role)) &&
+      impl_->hold_of(session) == Hold::Off)
     return refuse(EINVAL, fmt::format("the session is {}, not retrieved", to_string(state)));
   if (state == SessionState::Incoming) return refuse(EINVAL, "the session is not retrieved");
   FileRecord* file = state == SessionState::Finished ? nullptr : impl_->find_file(session, token.raw());
@@ -270,7 +285,7 @@ void Engine::for_each_file(SessionId id, const std::function<void(const FileView
   if (session == nullptr || impl_->is_dead(*session)) return;
   for (const FileRecord* f = impl_->at(session->files.first); f != nullptr; f = impl_->at(f->links.next))
     visit({Token{f->token}, impl_->handler_of(*f).name(), f->fd, impl_->status(*session, *f), f->object, f->group,
-           f->data});
+           f->data, std::uint64_t{f->charge_kib} * 1024, f->preserved_s});
 }
 
 }  // namespace luo

@@ -21,6 +21,8 @@ enum class SessionEvent : std::uint32_t {
   Finish,    ///< what was kept is given up
   Renew,     ///< the new owner keeps it for the next update
   TakeOver,  ///< the successor is the owner now
+  Drop,      ///< the operator gives up what nobody has
+  Keep,      ///< all others crossed; it is held, and waits on
   Close,     ///< last close
 };
 
@@ -44,6 +46,9 @@ inline constexpr SessionEdge kEdges[] = {
     {SessionState::Frozen, SessionEvent::Cross, SessionState::Incoming},
     {SessionState::Frozen, SessionEvent::Close, kGone},
     {SessionState::Incoming, SessionEvent::Retrieve, SessionState::Retrieved},
+    {SessionState::Incoming, SessionEvent::Drop, SessionState::Finished},
+    {SessionState::Incoming, SessionEvent::Keep, SessionState::Incoming},
+    {SessionState::Retrieved, SessionEvent::Keep, SessionState::Incoming},
     {SessionState::Retrieved, SessionEvent::PutBack, SessionState::Incoming},
     {SessionState::Retrieved, SessionEvent::Finish, SessionState::Finished},
     {SessionState::Retrieved, SessionEvent::Renew, SessionState::Outgoing},

@@ -1,14 +1,17 @@
 // The engine's records in the arena: fixed width, no pointers, host byte order. A change here is a new
-// Engine::kLayout version.
+// version of the root record: version N reads N-1, and can be turned into it (version.cc). So that neither
+// costs more than a new root record, what a version adds to sessions and files lies in tables of its own.
 //
 //   root slot 0 → RootRecord ── outgoing: names, list of sessions
 //                            ├─ incoming: names, list of sessions
 //                            ├─ dropped:  list of sessions whose second crossing nobody claimed
 //                            ├─ doomed → session → ... whose files are to be swept
 //                            ├─ ids, inodes, tokens, identities, trees (hash tables)
-//                            └─ handlers (their names)
+//                            ├─ handlers (their names)
+//                            └─ since version 2: options (of sessions), relations (of files), flbs
 //   session: list of its files.  tree: files of one inode, in kcmp(2) order
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "base/hash.h"
@@ -19,11 +22,14 @@ namespace luo {
 
 using kho::Ref;
 
-inline constexpr std::uint64_t kRootMagic = 0x746f6f722d6f756c;      // "luo-root"
+inline constexpr std::uint64_t kRootMagic1 = 0x746f6f722d6f756c;     // "luo-root": version 1
+inline constexpr std::uint64_t kRootMagic = 0x3274722d6f756c;        // "luo-rt2"
 inline constexpr std::uint64_t kSessionMagic = 0x7373656d6f756c31;   // "1luomess"
 inline constexpr std::uint64_t kFileMagic = 0x656c69662d6f756c;      // "luo-file"
 inline constexpr std::uint64_t kTreeMagic = 0x656572742d6f756c;      // "luo-tree"
 inline constexpr std::uint64_t kHandlersMagic = 0x646e61682d6f756c;  // "luo-hand"
+inline constexpr std::uint64_t kOptionsMagic = 0x7374706f2d6f756c;   // "luo-opts"
+inline constexpr std::uint64_t kRelationMagic = 0x7370656420756f6c;  // "lou deps"
 
 /// A place in a doubly linked list.
 template <class T>
@@ -64,7 +70,11 @@ struct FileRecord {
   Ref<TreeRecord> tree;         ///< kinds that are told apart by kcmp(2); else none
   Ref<FileRecord> left, right, up;
   std::uint64_t priority;  ///< in the tree (a treap)
+  // Since version 2, in what used to be the block's slack.
+  std::uint32_t charge_kib;   ///< memory or blocks that the file had when it was preserved; the highest: or more
+  std::uint32_t preserved_s;  ///< CLOCK_REALTIME, seconds; 0: not known
 };
+static_assert(sizeof(FileRecord) == 160, "a block of version 1 holds it as well");
 
 /// The files of one (group, object), ordered by kcmp(2).
 struct TreeRecord {
@@ -101,6 +111,28 @@ struct SessionRecord {
   char name[64];  ///< NUL-padded
 };
 
+static_assert(sizeof(SessionRecord) == 256);
+
+/// Of a session that is not as the kernel's are; all others have none.
+struct OptionsRecord {
+  std::uint64_t magic;
+  Ref<SessionRecord> session;
+  std::uint32_t hold;   ///< Hold
+  std::uint32_t event;  ///< OwnerEvent
+  char held_for[232];   ///< NUL-padded
+};
+static_assert(sizeof(OptionsRecord) == 256);
+
+inline constexpr std::uint32_t kMaxDependencies = 16;
+/// Of a file that depends on others, or on which others depend; all others have none.
+struct RelationRecord {
+  std::uint64_t magic;
+  Ref<FileRecord> file;
+  std::uint64_t dependents;  ///< files that name this one
+  std::uint64_t count;       ///< of `on`
+  Ref<FileRecord> on[kMaxDependencies];
+};
+
 struct SideRecord {
   TableRecord names;
   ListRecord<SessionRecord> sessions;
@@ -126,6 +158,10 @@ struct RootRecord {
   std::uint64_t stale_holders;  ///< 1: incoming sessions may still name descriptors of the side before
   TableRecord ids, inodes, tokens, identities, trees;
   Ref<HandlersRecord> handlers;
+  // Since version 2.
+  TableRecord options;    ///< OptionsRecord, by the session's place
+  TableRecord relations;  ///< RelationRecord, by the file's place
 };
+inline constexpr std::size_t kRootBytes1 = offsetof(RootRecord, options);
 
 }  // namespace luo

@@ -85,7 +85,15 @@ SessionView Engine::Impl::view(const SessionRecord& session) const {
                    {session.holder[0].uid, session.holder[0].pid},
                    {},
                    0,
-                   session.created_ms};
+                   session.created_ms,
+                   Hold::Off,
+                   OwnerEvent::None,
+                   {}};
+  if (const OptionsRecord* options = options_of(session)) {
+    view.hold = static_cast<Hold>(options->hold);
+    view.event = event_of(session);
+    view.held_for = options->held_for;
+  }
   if (state != SessionState::Finished) view.files = session.files.count;
   for (const Role role : {Role::Owner, Role::Successor}) {
     if (!holds(session, role)) continue;
@@ -158,10 +166,12 @@ void Engine::Impl::holder_closed(Change& change, SessionRecord& session, Role ro
     case SessionState::Preparing:
     case SessionState::Frozen:
       if (holds(session, Role::Successor)) clear_holder(change, session, role);  // it lives on as the successor's
+      else if (hold_of(session) != Hold::Off) let_go(change, session);
       else end(change, session, Ending::Unpreserve);
       return;
     case SessionState::Retrieved:
-      if (session.holder[0].accepted == 0 || unfinishable(session)) put_back(change, session);
+      if (session.holder[0].accepted == 0 || hold_of(session) != Hold::Off || unfinishable(session))
+        put_back(change, session);
       else end(change, session, Ending::Finish);
       return;
     case SessionState::Finished: end(change, session, Ending::Finish); return;
@@ -175,6 +185,7 @@ void Engine::Impl::end(Change& change, SessionRecord& session, Ending ending) {
     call_ending(session, ending);
     tx.set(side(session).files, side(session).files - session.files.count);
     if (state_of(session) == SessionState::Retrieved) move(tx, session, SessionEvent::Finish);
+    if (state_of(session) == SessionState::Incoming) move(tx, session, SessionEvent::Drop);
   }
   const Ref<SessionRecord> ref = arena.ref_of(&session);
   clear_holder(change, session, Role::Owner);
@@ -182,6 +193,7 @@ void Engine::Impl::end(Change& change, SessionRecord& session, Ending ending) {
   LUO_CHECK(table(side(session).names).remove(tx, hash_name(name_of(session)), ref.at));
   LUO_CHECK(table(root->ids).remove(tx, hash(SessionId{session.id}), ref.at));
   list_unlink(arena, tx, side(session).sessions, &session);
+  drop_options(tx, session);
   move(tx, session, SessionEvent::Close);
   tx.set(session.called, 1U);
   bury_files(change, session);

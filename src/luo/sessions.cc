@@ -26,7 +26,8 @@ Result<SessionId> Engine::Impl::create(Change& change, std::string_view name, co
   const Ref<SessionRecord> ref = LUO_TRY(tx.make<SessionRecord>());
   if (const SessionRecord* other = find_name(root->outgoing, name)) {
     in_the_way = arena.ref_of(other);
-    return fail(EEXIST, "create session '{}': there is an outgoing session of that name already", shown(name));
+    return fail(EEXIST, "create session '{}': there is an outgoing session of that name already{}", shown(name),
+                holds(*other, Role::Owner) ? "" : ", held for its next owner: retrieve it, or `luoctl drop` it");
   }
   SessionRecord& session = *at(ref);
   session.magic = kSessionMagic;
@@ -48,15 +49,19 @@ Result<SessionId> Engine::Impl::create(Change& change, std::string_view name, co
 Result<SessionId> Engine::Impl::retrieve_session(Change& change, std::string_view name, const Holder& holder,
                                                  OwnerInfo owner, InTheWay& in_the_way) {
   SessionRecord* session = find_name(root->incoming, name);
-  if (session == nullptr) return fail(ENOENT, "retrieve session '{}': no incoming session has that name", shown(name));
+  const bool regained = session == nullptr;  // never left this side
+  if (regained) session = find_name(root->outgoing, name);
+  if (session == nullptr || (regained && hold_of(*session) == Hold::Off))
+    return fail(ENOENT, "retrieve session '{}': no incoming session has that name, and none that is held", shown(name));
   const SessionState state = state_of(*session);
-  if (!next(state, SessionEvent::Retrieve)) {
+  if (regained ? holds(*session, Role::Owner) || holds(*session, Role::Successor)
+               : !next(state, SessionEvent::Retrieve)) {
     in_the_way = arena.ref_of(session);
     return fail(EINVAL, "retrieve session '{}': it was retrieved already, by process {}", shown(name),
                 session->holder[0].pid);
   }
   LUO_TRY(reserve_holder(change.tx));
-  move(change.tx, *session, SessionEvent::Retrieve);
+  if (!regained) move(change.tx, *session, SessionEvent::Retrieve);
   clear_holder(change, *session, Role::Successor);  // of the side before, if not yet swept
   set_holder(change, *session, Role::Owner, holder, owner);
   return SessionId{session->id};
@@ -64,6 +69,7 @@ Result<SessionId> Engine::Impl::retrieve_session(Change& change, std::string_vie
 
 Result<> Engine::Impl::renew(Change& change, SessionRecord& session, InTheWay& in_the_way) {
   const std::string_view name = name_of(session);
+  if (takes_files(state_of(session)) && hold_of(session) != Hold::Off) return {};
   if (!next(state_of(session), SessionEvent::Renew))
     return fail(EINVAL, "renew session '{}': it is {}, not retrieved", shown(name), to_string(state_of(session)));
   if (const SessionRecord* other = find_name(root->outgoing, name)) {
@@ -78,6 +84,7 @@ Result<> Engine::Impl::renew(Change& change, SessionRecord& session, InTheWay& i
   list_unlink(arena, tx, root->incoming.sessions, &session);
   tx.set(root->incoming.files, root->incoming.files - files);
   move(tx, session, SessionEvent::Renew);
+  set_event(tx, session, OwnerEvent::None);
   tx.set(session.generation, root->generation);
   tx.set(session.epoch, session.epoch + 1);
   table(root->outgoing.names).insert(tx, hash_name(name), ref.at);
@@ -90,6 +97,7 @@ Result<> Engine::Impl::renew(Change& change, SessionRecord& session, InTheWay& i
 void Engine::Impl::take_over_session(Change& change, SessionRecord& session) noexcept {
   if (state_of(session) == SessionState::Frozen) unfreeze(session, {});
   move(change.tx, session, SessionEvent::TakeOver);
+  set_event(change.tx, session, OwnerEvent::None);
   clear_holder(change, session, Role::Owner);
   change.tx.set(session.holder[0], session.holder[1]);
   change.tx.set(session.holder[1], kNobody);
@@ -113,7 +121,8 @@ Result<> Engine::Impl::add_successor(Change& change, SessionRecord& session, con
 void Engine::Impl::abandon_successor(Change& change, SessionRecord& session) {
   if (!is_outgoing(state_of(session))) return;
   if (!holds(session, Role::Owner)) {
-    end(change, session, Ending::Unpreserve);
+    if (hold_of(session) != Hold::Off) let_go(change, session);
+    else end(change, session, Ending::Unpreserve);
     return;
   }
   clear_holder(change, session, Role::Successor);

@@ -20,8 +20,12 @@ void Engine::Impl::unfreeze(SessionRecord& session, Ref<FileRecord> until) noexc
 void Engine::Impl::cancel(Change& change, SessionRecord& session) noexcept {
   const SessionState state = state_of(session);
   if (!next(state, SessionEvent::Cancel)) return;
+  // Back to where its owner had taken it by itself.
+  const OwnerEvent event = event_of(session);
+  if (state == SessionState::Frozen && event == OwnerEvent::Frozen) return;
   if (state == SessionState::Frozen) unfreeze(session, {});
   move(change.tx, session, SessionEvent::Cancel);
+  if (event != OwnerEvent::None) move(change.tx, session, SessionEvent::Prepare);
 }
 
 std::optional<FreezeFailure> Engine::Impl::freeze(Change& change, SessionRecord& session) {
@@ -53,6 +57,7 @@ std::optional<FreezeFailure> Engine::Impl::freeze(Change& change, SessionRecord&
 Result<> Engine::begin_prepare(Change& change, SessionId id) {
   SessionRecord& session = *LUO_TRY(impl_->need(id, "prepare"));
   const SessionState state = impl_->state_of(session);
+  if (impl_->event_of(session) != OwnerEvent::None) return {};  // its owner has been there
   if (!next(state, SessionEvent::Prepare))
     return fail(EINVAL, "prepare session '{}': it is {}", shown(impl_->name_of(session)), to_string(state));
   impl_->move(change.tx, session, SessionEvent::Prepare);
@@ -72,6 +77,7 @@ std::expected<void, FreezeFailure> Engine::freeze_one(Change& change, SessionId 
 }
 
 std::expected<void, FreezeFailure> Engine::freeze_all() {
+  if (auto failure = impl_->in_the_way_of_held()) return std::unexpected(std::move(*failure));
   std::vector<SessionRecord*> frozen;
   for (SessionRecord* s = impl_->at(impl_->root->outgoing.sessions.first); s != nullptr; s = impl_->at(s->links.next)) {
     if (impl_->state_of(*s) == SessionState::Frozen) continue;
@@ -146,6 +152,9 @@ bool Engine::Impl::sweep_doomed() {
 bool Engine::Impl::sweep_dropped() {
   SessionRecord* session = at(root->dropped.last);
   if (session == nullptr) return false;
+  if (hold_of(*session) != Hold::Off && static_cast<SessionState>(session->state) != SessionState::Finished &&
+      session->called == 0)
+    return keep_held(*session);
   Change change{arena};
   if (session->called == 0) {
     for (const FileRecord* f = at(session->files.last); f != nullptr; f = at(f->links.prev))
@@ -159,8 +168,31 @@ bool Engine::Impl::sweep_dropped() {
     clear_holder(change, *session, Role::Successor);
     LUO_CHECK(table(root->ids).remove(change.tx, hash(SessionId{session->id}), ref.at));
     list_unlink(arena, change.tx, root->dropped, session);
+    drop_options(change.tx, *session);
     change.tx.release(ref);
   }
+  change.commit();
+  return true;
+}
+
+/// A held one waits on, incoming. False: there is no memory for its name; it stays where nothing is lost, and
+/// the next sweep tries again.
+bool Engine::Impl::keep_held(SessionRecord& session) {
+  Change change{arena};
+  kho::Tx& tx = change.tx;
+  const Ref<SessionRecord> ref = arena.ref_of(&session);
+  if (!table(root->incoming.names).reserve(tx)) return false;
+  clear_holder(change, session, Role::Owner);
+  clear_holder(change, session, Role::Successor);
+  list_unlink(arena, tx, root->dropped, &session);
+  LUO_CHECK(static_cast<SessionState>(session.state) == SessionState::Frozen ||
+            next(static_cast<SessionState>(session.state), SessionEvent::Keep));
+  tx.set(session.state, static_cast<std::uint32_t>(SessionState::Incoming));
+  tx.set(session.generation, root->generation - 1);
+  tx.set(session.epoch, session.epoch + 1);
+  table(root->incoming.names).insert(tx, hash_name(name_of(session)), ref.at);
+  list_append(arena, tx, root->incoming.sessions, &session);
+  tx.set(root->incoming.files, root->incoming.files + session.files.count);
   change.commit();
   return true;
 }

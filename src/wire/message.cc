@@ -94,6 +94,11 @@ std::string name_of(std::uint32_t command) {
     case Command::Prepared: return "PREPARED";
     case Command::TakeOver: return "TAKE_OVER";
     case Command::ListTokens: return "LIST_TOKENS";
+    case Command::Hold: return "HOLD";
+    case Command::Drop: return "DROP";
+    case Command::SetEvent: return "SET_EVENT";
+    case Command::GetState: return "GET_STATE";
+    case Command::PreserveAfter: return "PRESERVE_AFTER";
     case Command::Query: return "QUERY";
     case Command::UpdateLuod: return "UPDATE_LUOD";
     case Command::UpdateService: return "UPDATE_SERVICE";

@@ -59,7 +59,12 @@ enum class Command : std::uint32_t {
   Subscribe = 0xBA88,     ///< PlainArg, reserved = 1 on, 0 off: wants events
   Prepared = 0xBA89,      ///< VerdictArg: the answer to Event::Prepare
   TakeOver = 0xBA8A,  ///< WaitArg (name unused), successor's handle: I am warm; answered when the old one has quiesced
-  ListTokens = 0xBA8B,  ///< PlainArg → ManyArg + memfd with ManyEntry[count], in order of preservation
+  ListTokens = 0xBA8B,     ///< PlainArg → ManyArg + memfd with ManyEntry[count], in order of preservation
+  Hold = 0xBA8C,           ///< HoldArg → HoldArg: what becomes of the session at its last close
+  Drop = 0xBA8D,           ///< NameArg → NameArg: gives up a session that nobody has. EBUSY: somebody has it
+  SetEvent = 0xBA8E,       ///< EventArg → EventArg: the owner's own prepare, freeze, finish, cancel
+  GetState = 0xBA8F,       ///< StateArg → StateArg
+  PreserveAfter = 0xBA90,  ///< AfterArg + uint64_t[count] + 1 fd (or header.error) → TokenArg
 
   Query = 0xBAA0,            ///< QueryArg → PlainArg + memfd with JSON
   UpdateLuod = 0xBAA1,       ///< UpdateArg + image fd → PlainArg + memfd with JSON (a report; also on error)
@@ -81,7 +86,10 @@ enum Capability : std::uint64_t {
   kCapUpdates = 1U << 1,   ///< Subscribe and events
   kCapTakeOver = 1U << 2,  ///< TakeOver, Renew
   kCapQuery = 1U << 3,
-  kCapAll = kCapBatch | kCapUpdates | kCapTakeOver | kCapQuery,
+  kCapHold = 1U << 4,    ///< Hold, Drop
+  kCapEvents = 1U << 5,  ///< SetEvent, GetState
+  kCapAfter = 1U << 6,   ///< PreserveAfter
+  kCapAll = kCapBatch | kCapUpdates | kCapTakeOver | kCapQuery | kCapHold | kCapEvents | kCapAfter,
 };
 
 // The arguments. Each starts with its size; a larger one is accepted if what is beyond ours is zero
@@ -138,6 +146,35 @@ struct ManyResult {
   std::int32_t error;  ///< 0 or errno; RetrieveMany: the fds of those with 0 follow in this order
 };
 
+/// engine.h's Hold.
+struct HoldArg {
+  std::uint32_t size;
+  std::uint32_t hold;  ///< 0 off, 1 for its user, 2 for its executable, 3 for its unit
+};
+static_assert(sizeof(HoldArg) == 8);
+
+/// The numbers of early versions of the kernel's LUO.
+enum class OwnEvent : std::uint32_t { Prepare = 0, Freeze = 1, Finish = 2, Cancel = 3 };
+enum class OwnState : std::uint32_t { Undefined = 0, Normal = 1, Prepared = 2, Frozen = 3, Updated = 4 };
+struct EventArg {
+  std::uint32_t size;
+  std::uint32_t event;  ///< OwnEvent
+};
+static_assert(sizeof(EventArg) == 8);
+struct StateArg {
+  std::uint32_t size;
+  std::uint32_t state;  ///< answer: OwnState
+};
+static_assert(sizeof(StateArg) == 8);
+
+inline constexpr std::size_t kMaxAfter = 16;
+struct AfterArg {
+  std::uint32_t size;   ///< of this struct
+  std::uint32_t count;  ///< of tokens that follow, 1..kMaxAfter
+  std::uint64_t token;
+};
+static_assert(sizeof(AfterArg) == 16);
+
 struct WaitArg {
   std::uint32_t size;
   std::uint32_t timeout_ms;  ///< 0 = do not wait, UINT32_MAX = for ever
@@ -153,11 +190,11 @@ struct VerdictArg {
 };
 static_assert(sizeof(VerdictArg) == 128);
 
-enum class QueryKind : std::uint32_t { Status = 1, List = 2, Show = 3 };
+enum class QueryKind : std::uint32_t { Status = 1, List = 2, Show = 3, Files = 4 };
 struct QueryArg {
   std::uint32_t size;
   std::uint32_t kind;     ///< QueryKind
-  char name[kNameBytes];  ///< Show: the session
+  char name[kNameBytes];  ///< Show: the session; Files: the handler, empty: all
 };
 static_assert(sizeof(QueryArg) == 72);
 

@@ -147,6 +147,15 @@ class World {
     step([&](Change& c) { (void)engine.add_successor(c, passing, holder(), {1000, 3}); });
     step([&](Change& c) { (void)engine.begin_prepare(c, passing); });
     all_kinds(create("outgoing"));
+    const SessionId held = create("held");
+    all_kinds(held);
+    step([&](Change& c) { (void)engine.set_hold(c, held, Hold::Unit, "a.service"); });
+    const std::uint64_t after[] = {0, 6};
+    step([&](Change& c) {
+      const int fd = memfd_create("dependent", MFD_CLOEXEC);
+      if (!engine.preserve(c, held, {.token = Token{8}, .fd = fd, .after = after})) std::abort();
+    });
+    step([&](Change& c) { (void)engine.owner_prepare(c, held); });
     if (const auto sound = engine.check(); !sound) found(to_string(sound.error()).c_str());
     engine.append_fds(fds_);
     std::ranges::sort(fds_);
@@ -212,11 +221,14 @@ void work(kho::Arena& arena, Engine& engine, const std::vector<SessionId>& sessi
     still_sound("sweep");
   }
   for (const SessionId id : sessions) {
+    step([&](Change& c) { (void)engine.owner_cancel(c, id); });
     step([&](Change& c) { (void)engine.finish(c, id); });
     step([&](Change& c) { engine.holder_closed(c, id, Role::Successor); });
     step([&](Change& c) { engine.holder_closed(c, id, Role::Owner); });
   }
   still_sound("the last closes");
+  for (const SessionId id : sessions) step([&](Change& c) { (void)engine.drop(c, id); });
+  still_sound("drop");
   if (const auto sound = arena.check(); !sound) found(to_string(sound.error()).c_str());
 }
 

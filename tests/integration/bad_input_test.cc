@@ -115,7 +115,7 @@ TEST_F(BadInput, AnythingBeforeHelloClosesTheConnection) {
 TEST_F(BadInput, UnknownCommandsAndSecondHellosAreInvalid) {
   RawClient client = raw_client(luod_);
   for (const std::uint32_t command :
-       {0U, 0xBA02U, 0xBA3FU, 0xBA44U, 0xBA7FU, 0xBA8CU, 0xBA9FU, 0xBAA7U, 0xBAC0U, 0xFFFFFFFFU})
+       {0U, 0xBA02U, 0xBA3FU, 0xBA44U, 0xBA7FU, 0xBA91U, 0xBA9FU, 0xBAA7U, 0xBAC0U, 0xFFFFFFFFU})
     EXPECT_EQ(answered(client, static_cast<Command>(command), 0, bytes_of(plain_arg())), EINVAL) << command;
   wire::HelloArg hello{};
   hello.size = sizeof hello;
@@ -296,9 +296,9 @@ TEST_F(BadInput, AFloodHoldsNobodyUp) {
 
 TEST_F(BadInput, GarbageIsSurvived) {
   std::mt19937 random{20260101};
-  const std::uint32_t commands[] = {0xBA00, 0xBA01, 0xBA40, 0xBA41, 0xBA42, 0xBA43, 0xBA80, 0xBA81,
-                                    0xBA82, 0xBA83, 0xBA84, 0xBA85, 0xBA86, 0xBA89, 0xBA8A, 0xBA8B,
-                                    0xBAA0, 0xBAA1, 0xBAA2, 0xBAA3, 0xBAA4, 0x1234};
+  const std::uint32_t commands[] = {0xBA00, 0xBA01, 0xBA40, 0xBA41, 0xBA42, 0xBA43, 0xBA80, 0xBA81, 0xBA82,
+                                    0xBA83, 0xBA84, 0xBA85, 0xBA86, 0xBA89, 0xBA8A, 0xBA8B, 0xBA8C, 0xBA8D,
+                                    0xBA8E, 0xBA8F, 0xBA90, 0xBAA0, 0xBAA1, 0xBAA2, 0xBAA3, 0xBAA4, 0x1234};
   for (int round = 0; round < 150; ++round) {
     RawClient client = raw_client(luod_, "garbage");
     const RawSession session = raw_session(client, Command::CreateSession, "garbage");

@@ -20,6 +20,10 @@ struct Bench {
       ASSERT_EQ(luo_preserve_fd(*client, session.raw(), files.back().raw(), token), 0) << luo_last_error();
     }
   }
+  void make_held() {
+    make_session();
+    ASSERT_EQ(luo_session_hold(*client, session.raw(), LUO_HOLD_USER), 0) << luo_last_error();
+  }
   void make_incoming() {
     make_session();
     RawClient admin = raw_client(luod);
@@ -134,6 +138,78 @@ inline const Operation kOperations[] = {
        b.client.reset();
        return std::string{};
      }},
+    {"hold", [](Bench& b) { b.make_session(); },
+     [](Bench& b) { return errno_or_zero(luo_session_hold(*b.client, b.session.raw(), LUO_HOLD_EXECUTABLE)); }},
+    {"close_held", [](Bench& b) { b.make_held(); },
+     [](Bench& b) {
+       b.session.close();
+       return std::string{};
+     }},
+    {"retrieve_held",
+     [](Bench& b) {
+       b.make_held();
+       b.session.close();
+     },
+     [](Bench& b) {
+       b.session = b.client->retrieve("s");
+       return std::string{b.session.valid() ? "session" : luo_last_error()};
+     }},
+    {"retrieve_from_held", [](Bench& b) { b.make_held(); },
+     [](Bench& b) {
+       const Fd fd = Fd::adopt(luo_retrieve_fd(*b.client, b.session.raw(), 2));
+       return fd.valid() ? content_of(fd) : luo_last_error();
+     }},
+    {"drop",
+     [](Bench& b) {
+       b.make_held();
+       b.session.close();
+     },
+     [](Bench& b) { return errno_or_zero(luo_session_drop(*b.client, "s")); }},
+    {"drop_busy", [](Bench& b) { b.make_held(); },
+     [](Bench& b) { return errno_or_zero(luo_session_drop(*b.client, "s")); }},
+    {"event_prepare", [](Bench& b) { b.make_session(); },
+     [](Bench& b) { return errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_PREPARE)); }},
+    {"event_freeze",
+     [](Bench& b) {
+       b.make_session();
+       luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_PREPARE);
+     },
+     [](Bench& b) {
+       return errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_FREEZE)) +
+              std::to_string(luo_session_get_state(*b.client, b.session.raw()));
+     }},
+    {"event_cancel",
+     [](Bench& b) {
+       b.make_session();
+       luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_PREPARE);
+       luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_FREEZE);
+     },
+     [](Bench& b) {
+       return errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_CANCEL)) +
+              std::to_string(luo_session_get_state(*b.client, b.session.raw()));
+     }},
+    {"preserve_after", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       b.files.push_back(memfd_with("3"));
+       const std::uint64_t after[] = {1, 2};
+       const int fd = b.files.back().raw();
+       return errno_or_zero(luo_preserve_fd_after(*b.client, b.session.raw(), fd, 3, after, 2)) +
+              errno_or_zero(luo_unpreserve_fd(*b.client, b.session.raw(), 1));
+     }},
+    {"cross_held",
+     [](Bench& b) {
+       b.make_held();
+       b.session.close();
+     },
+     [](Bench& b) {
+       RawClient admin = raw_client(b.luod);
+       std::string seen;
+       for (int i = 0; i < 2; ++i) {
+         const auto answer = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
+         seen += answer ? errno_or_zero(-answer->error()) : answer.error().what;
+       }
+       return seen;
+     }},
     {"cross", [](Bench& b) { b.make_session(); },
      [](Bench& b) {
        RawClient admin = raw_client(b.luod);
@@ -168,13 +244,14 @@ class Kills : public testing::TestWithParam<Operation> {
     drop_incoming();
     return seen;
   }
-  /// What nobody holds goes with two crossings: the next run finds an empty luod.
+  /// The next run finds an empty luod.
   void drop_incoming() {
-    if (luod_.list()["sessions"].empty()) return;
+    const nlohmann::json all = luod_.list();
+    if (all["sessions"].empty()) return;
     RawClient admin = raw_client(luod_);
-    for (int i = 0; i < 2; ++i) {
-      const auto crossed = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
-      ASSERT_TRUE(crossed.has_value() && crossed->error() == 0);
+    for (const auto& session : all["sessions"]) {
+      const auto dropped = admin.call(wire::Command::Drop, 0, name_arg(session["name"]));
+      ASSERT_TRUE(dropped.has_value() && dropped->error() == 0) << session;
     }
   }
   Luod luod_;

@@ -190,7 +190,7 @@ TEST_F(LuodUpdate, ToOneThatDoesNotAnswer) {
   EXPECT_FALSE(children >> left) << "process " << left << " was left behind";
 }
 TEST_F(LuodUpdate, ToOneThatReadsNoLayoutOfOurs) {
-  expect_refused(update(image("other_layout")), "EPROTO", "does not read layout");
+  expect_refused(update(image("other_layout")), "EPROTO", "reads neither version");
 }
 TEST_F(LuodUpdate, ToOneThatExitsAtItsStart) {
   expect_refused(update(image("start_exits")), "ECHILD", "I do not want to");

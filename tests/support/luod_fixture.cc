@@ -225,6 +225,7 @@ std::string Luod::state() {
     const std::string name = session["name"];
     out += fmt::format("{} {} {}{}:", name, session["state"].get<std::string>(), session["holder"].get<std::string>(),
                        session["successor"].get<bool>() ? " with successor" : "");
+    if (session["on_close"] == "hold") out += " hold";
     const nlohmann::json shown = show(name);
     for (const auto& file : shown["files_list"])
       out += fmt::format(" {}={}({})", file["token"].get<std::uint64_t>(), file["handler"].get<std::string>(),
