@@ -49,7 +49,7 @@ struct Control {
   // Fixed at the first start, NUL-terminated.
   char state_dir[512];
   char socket_path[108];
-  char handlers[128];
+  char handlers[1024];
 };
 static_assert(sizeof(Control) <= kho::Arena::kControlBytes);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::int32_t>::is_always_lock_free);

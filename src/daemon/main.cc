@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
       "  luod                                      as root: /run/luo/luod.sock; else in $XDG_RUNTIME_DIR/luo\n"
       "  luod --state-dir /tmp/d                   a private one: clients use LUO_SOCKET=/tmp/d/luod.sock\n"
       "  luod --handlers memfd                     only what the kernel's own LUO preserves\n"
+      "  luod --handlers /usr/lib/luo/mine.so,all  with handlers of one's own, see luo/plugin.h\n"
       "  luoctl status                             is it there?\n"
       "  luoctl update luod --image /usr/bin/luod  replace it, under load\n\n"
       "luod stays in the foreground; systemd units are in dist/. SIGTERM gives up everything that is\n"

@@ -89,6 +89,14 @@ std::string Server::status_json() const {
   getrlimit(RLIMIT_NOFILE, &limit);
   json handlers = json::array();
   for (const Handler* handler : handler_set_->registry().all()) handlers.push_back(handler->name());
+  json flbs = json::array();
+  engine_->for_each_flb([&](const Engine::FlbView& flb) {
+    flbs.push_back({{"name", flb.name},
+                    {"outgoing", flb.outgoing},
+                    {"outgoing_files", flb.outgoing_files},
+                    {"incoming", flb.incoming},
+                    {"incoming_files", flb.incoming_files}});
+  });
   json updates = json::array();
   state_->for_each_update([&](const UpdateRec& update) { updates.push_back(json::parse(update_report(update))); });
   const kho::ArenaStats arena = arena_.stats();
@@ -99,6 +107,7 @@ std::string Server::status_json() const {
                {"socket", control_.socket_path},
                {"state_dir", control_.state_dir},
                {"handlers", handlers},
+               {"flbs", flbs},
                {"sessions", {{"outgoing", outgoing}, {"incoming", incoming}}},
                {"files", engine_->file_count()},
                {"connections", state_->peer_count()},

@@ -103,6 +103,9 @@ Result<> Server::restore(WorkerKind kind) {
   for (Handler* handler : handler_set_->registry().all()) {
     LUO_TRY(registry_.add(*handler));
     handler->set_waker([fd = wake_fd_.raw()] { eventfd_write(fd, 1); });
+    const HandlerRegistry& chosen = handler_set_->registry();
+    for (std::size_t i = 0; i < chosen.flbs().size(); ++i)
+      if ((chosen.flbs_of(*handler) >> i & 1) != 0) LUO_TRY(registry_.add_flb(*handler, *chosen.flbs()[i]));
   }
 
   const auto is_closed = [this](int write_fd) {
@@ -133,7 +136,9 @@ Result<> Server::restore(WorkerKind kind) {
   }
 
   // From here on the arena is ours.
+  for (Handler* handler : registry_.all()) handler->set_flbs(*engine_);
   LUO_TRY_DURING("take the arena over", engine_->take_over());
+  engine_->settle_flbs();
   LUO_TRY(close_unnamed());
   LUO_TRY(build_loop());
   settle_trial();

@@ -178,6 +178,8 @@ Result<int> resume(int arena_fd) {
   Control& control = *LUO_TRY_DURING("resume", checked_control(arena));
   if (control.trial.load() != static_cast<std::uint32_t>(Trial::Trying))
     return fail(EINVAL, "resume: no update of luod is under way");
+  // Loads what is to be loaded now, while the old luod can still go on; workers inherit it.
+  LUO_TRY_DURING("resume", make_handlers(control.handlers));
   // Nobody needs it any more; the worker closes what nobody names.
   control.trial_image_fd = -1;
   Keeper keeper{.control = control, .worker_main = &worker_process, .new_image = true};

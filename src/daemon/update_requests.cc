@@ -225,6 +225,7 @@ bool Server::send_event(std::uint64_t id, wire::Event event, std::span<const std
 
 void Server::after_commit() {
   settle_closed();
+  engine_->settle_flbs();
   while (outcomes_due_ || recheck_due_ || unfreeze_due_ || cross_due_ != 0) {
     if (std::exchange(unfreeze_due_, false)) unfreeze_leftovers();
     if (std::exchange(recheck_due_, false)) recheck_preparing();

@@ -16,8 +16,9 @@ class HandlerSet {
 
 /// `list`: "all", or names separated by commas: memfd, socket, eventfd, pipe, timerfd,
 /// signalfd, inotify, pidfd, device, refused, file ("memfd" alone is the kernel's
-/// set). A file goes to the first in the order of the list that can preserve it. Errors: EINVAL, naming
-/// those that are known.
+/// set), and shared objects (luo/plugin.h) by their absolute paths. A file goes to the first in the order of the list
+/// that can preserve it. Errors: EINVAL, naming those that are known; ELIBACC, ELIBBAD: a shared object cannot be
+/// loaded, or is none of ours; what it says itself.
 Result<std::unique_ptr<HandlerSet>> make_handlers(std::string_view list);
 
 }  // namespace luo

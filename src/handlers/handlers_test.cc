@@ -2,6 +2,7 @@
 #include "handlers/handlers.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <linux/kvm.h>
@@ -349,6 +350,23 @@ TEST_F(WithEngine, EachObjectIsTakenOnceAndTheirLikesBeside) {
   EXPECT_EQ(preserve(token++, Fd::adopt(open("/proc/self/exe", O_PATH | O_CLOEXEC))), EBADF);
   EXPECT_TRUE(engine.check().has_value());
   EXPECT_EQ(engine.file_count(), 6U);
+}
+
+TEST(Plugins, WhatCannotBeLoadedIsRefusedWithTheReason) {
+  const auto refused = [](const std::string& list) {
+    const auto made = make_handlers(list);
+    return made ? std::string{"accepted"} : to_string(made.error());
+  };
+  EXPECT_THAT(refused("memfd,/nowhere/mine.so"), ::testing::HasSubstr("/nowhere/mine.so"));
+  EXPECT_THAT(refused("/proc/self/exe"), ::testing::HasSubstr("/proc/self/exe"));
+  EXPECT_THAT(refused("libm.so.6"), ::testing::HasSubstr("whole path"));
+  void* math = dlopen("libm.so.6", RTLD_NOW);
+  ASSERT_NE(math, nullptr);
+  Dl_info where{};
+  ASSERT_NE(dladdr(dlsym(math, "cos"), &where), 0);
+  EXPECT_THAT(refused(where.dli_fname), ::testing::HasSubstr("luo_plugin"));
+  EXPECT_EQ(refused("all"), "accepted");
+  EXPECT_EQ((*make_handlers("all"))->registry().all().size(), 11U);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <bit>
 #include <cstring>
 
 namespace luo {
@@ -36,6 +37,14 @@ Result<> Checker::run() {
   if ((root_.magic != kRootMagic && root_.magic != kRootMagic1) || handlers == nullptr ||
       handlers->count != engine_.handlers.size())
     return damaged(root_.handlers.at, "no list of {} handlers", engine_.handlers.size());
+  if (has_extras() && root_.flbs) {
+    flbs_of_ = block(arena_, root_.flbs, kFlbsMagic);
+    if (flbs_of_ == nullptr || flbs_of_->count != engine_.flbs.size())
+      return damaged(root_.flbs.at, "no list of {} FLBs", engine_.flbs.size());
+    for (std::uint64_t i = 0; i < kMaxHandlers; ++i)
+      if (flbs_of_->held[i] >> flbs_of_->count != 0)
+        return damaged(root_.flbs.at, "a handler holds FLBs that are none");
+  }
   LUO_TRY(tables());
   LUO_TRY(list(root_.outgoing.sessions, Where::Outgoing));
   LUO_TRY(list(root_.incoming.sessions, Where::Incoming));
@@ -118,6 +127,7 @@ Result<> Checker::session(Ref<SessionRecord> ref, Where where) {
     if (state != SessionState::Finished) live_files_[where == Where::Outgoing ? 0 : 1] += record.files.count;
   }
   if (has_extras() && root_.options.count != 0) LUO_TRY(options(ref, where));
+  side_ = where == Where::Doomed || state == SessionState::Finished ? -1 : static_cast<int>(where);
   return files(ref);
 }
 
@@ -189,6 +199,11 @@ Result<> Checker::file(Ref<FileRecord> ref) {
   const FileRecord& record = *arena_.get(ref);
   ++files_;
   LUO_TRY(descriptor(record.fd, ref.at));
+  if (has_extras() && root_.flbs && record.handler < kMaxHandlers) {
+    const SessionRecord& owner = *arena_.get(record.session);
+    for (std::uint64_t held = flbs_of_ == nullptr ? 0 : flbs_of_->held[record.handler]; held != 0; held &= held - 1)
+      if (side_ >= 0 && owner.called == 0) ++flb_files_[side_][std::countr_zero(held)];
+  }
   // 1 given out, 0 not asked for, else a negative errno (include/linux/err.h of Linux: up to 4095).
   if (record.status > 1 || record.status < -4095)
     return damaged(ref.at, "a file with retrieve status {}", record.status);
@@ -288,6 +303,17 @@ Result<> Checker::counts() const {
   if (root_.tokens.count != files_) return differ("tokens", root_.tokens.count, files_);
   if (root_.identities.count != plain_) return differ("file identities", root_.identities.count, plain_);
   if (root_.trees.count != trees_.size()) return differ("trees of files", root_.trees.count, trees_.size());
+  if (flbs_of_ != nullptr)
+    for (std::uint64_t i = 0; i < flbs_of_->count; ++i) {
+      const FlbRecord& flb = flbs_of_->flb[i];
+      const FlbSideRecord* sides[] = {&flb.outgoing, &flb.incoming, &flb.dropped};
+      for (int side = 0; side < 3; ++side) {
+        if (sides[side]->files != flb_files_[side][i])
+          return differ(fmt::format("files of FLB {}", flb.name), sides[side]->files, flb_files_[side][i]);
+        if (sides[side]->files != 0 && (sides[side]->state == 0 || sides[side]->state == 3))
+          return damaged(root_.flbs.at, "FLB {} has files and is not there", flb.name);
+      }
+    }
   if (has_extras()) {
     if (root_.options.count != options_) return differ("options of sessions", root_.options.count, options_);
     if (root_.relations.count != relations_) return differ("relations of files", root_.relations.count, relations_);

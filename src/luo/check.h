@@ -39,6 +39,9 @@ class Checker {
   std::vector<bool> fds_;                                   ///< which numbers are named already
   std::unordered_map<std::uint64_t, std::uint64_t> trees_;  ///< files that name it
   std::uint64_t sessions_ = 0, inodes_ = 0, files_ = 0, plain_ = 0, frozen_ = 0, marked_doomed_ = 0, listed_doomed_ = 0;
+  const FlbsRecord* flbs_of_ = nullptr;
+  std::uint64_t flb_files_[3][kMaxFlbs] = {};  ///< files that hold it, by Where
+  int side_ = -1;                              ///< of the session under work; -1: its files hold nothing any more
   std::uint64_t options_ = 0, relations_ = 0;
   std::unordered_map<std::uint64_t, std::uint64_t> dependents_;  ///< of files on which others depend: not yet seen
   std::uint64_t live_files_[2] = {0, 0};                         ///< outgoing, incoming

@@ -41,6 +41,7 @@ Result<> Engine::Impl::make_root() {
   root->key = random_hash_key();
   root->handlers = LUO_TRY(change.tx.make<HandlersRecord>());
   at(root->handlers)->magic = kHandlersMagic;
+  LUO_TRY(name_flbs(change.tx));
   LUO_TRY(name_handlers(change.tx));
   change.tx.set_root(0, PhysAddr{ref.at});
   change.commit();
@@ -53,6 +54,7 @@ Result<> Engine::Impl::read_root() {
   if (root == nullptr || (root->magic != kRootMagic && root->magic != kRootMagic1) ||
       (root->magic == kRootMagic && arena.usable_size(ref.addr()) < sizeof(RootRecord)))
     return fail(EBADMSG, "no root record at {:#x}", ref.at);
+  LUO_TRY(read_flbs());
   const HandlersRecord* names = arena.checked(root->handlers);
   if (names == nullptr || names->magic != kHandlersMagic || names->count > kMaxHandlers)
     return fail(EBADMSG, "no list of handlers at {:#x}", root->handlers.at);
@@ -61,8 +63,10 @@ Result<> Engine::Impl::read_root() {
     if (name.empty() || name.size() == sizeof names->name[i])
       return fail(EBADMSG, "handler {} at {:#x} has no name", i, root->handlers.at);
     Handler* handler = registry.find(name);
-    if (handler != nullptr && std::ranges::find(handlers, handler) != handlers.end())
-      return fail(EBADMSG, "handler {} at {:#x} is named twice", name, root->handlers.at);
+    const bool flbs_apart = root->magic != kRootMagic1 && root->flbs;
+    for (std::uint64_t j = 0; handler != nullptr && j < i; ++j)
+      if (handlers[j] == handler && (!flbs_apart || at(root->flbs)->held[i] == at(root->flbs)->held[j]))
+        return fail(EBADMSG, "handler {} at {:#x} is named twice", name, root->handlers.at);
     handlers.push_back(handler);
   }
   LUO_TRY((Checker{*this, false}.run()));
@@ -74,9 +78,11 @@ Result<> Engine::Impl::read_root() {
 
 Result<> Engine::Impl::take_over() {
   LUO_TRY(upgrade());
-  const auto known = [&](const Handler* handler) { return std::ranges::find(handlers, handler) != handlers.end(); };
-  if (!std::ranges::all_of(registry.all(), known)) {
+  const auto known = [&](const Flb* flb) { return std::ranges::find(flbs, flb) != flbs.end(); };
+  if (!std::ranges::all_of(registry.flbs(), known) ||
+      !std::ranges::all_of(registry.all(), [&](const Handler* h) { return index_of(*h).has_value(); })) {
     Change change{arena};
+    LUO_TRY(name_flbs(change.tx));
     LUO_TRY(name_handlers(change.tx));
     change.commit();
   }
@@ -88,12 +94,13 @@ Result<> Engine::Impl::take_over() {
 Result<> Engine::Impl::name_handlers(kho::Tx& tx) {
   HandlersRecord& names = *at(root->handlers);
   for (Handler* handler : registry.all()) {
-    if (std::ranges::find(handlers, handler) != handlers.end()) continue;
+    if (index_of(*handler)) continue;
     if (names.count == kMaxHandlers) return fail(ENOSPC, "the arena knows {} handlers already", kMaxHandlers);
     char* name = names.name[names.count];
     tx.save(name, sizeof names.name[0]);
     std::fill_n(name, sizeof names.name[0], '\0');
     handler->name().copy(name, sizeof names.name[0] - 1);
+    if (root->flbs) tx.set(flb_records()->held[names.count], tied_to(*handler));
     tx.set(names.count, names.count + 1);
     handlers.push_back(handler);
   }

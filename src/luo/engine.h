@@ -128,7 +128,7 @@ struct FreezeFailure {  ///< who stood in the way
   Error error;
 };
 
-class Engine {
+class Engine final : public FlbAccess {
  public:
   /// Called before an answer that the existence of another session's holder causes (EEXIST, EBUSY,
   /// EINVAL "retrieved already"): has that holder's descriptor been closed everywhere? If it says
@@ -144,9 +144,9 @@ class Engine {
 
   /// In a fresh arena (root slot 0 empty) makes the tables, else checks everything that it will rely on
   /// (bounds, links, counts, handler names) and takes over. Errors: EBADMSG damaged, says what and where;
-  /// ENOTSUP a file's handler is not registered (names it); ENOMEM; ENOSPC over 64 handlers in one arena's life.
-  /// All handlers are registered before. With Take::Later nothing has been written into an arena that was left
-  /// (its owner may still take it back), and nothing but views may be asked before take_over().
+  /// ENOTSUP a file's handler, or an FLB that it holds, is not registered (names it); ENOMEM; ENOSPC over 64 handlers
+  /// in one arena's life. All handlers are registered before. With Take::Later nothing has been written into an arena
+  /// that was left (its owner may still take it back), and nothing but views may be asked before take_over().
   static Result<Engine> open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed,
                              Take take = Take::Now);
   /// What open() put off: a root record of the version before becomes one of this version, new handlers get their
@@ -156,7 +156,7 @@ class Engine {
   /// (names the session), ENOMEM. Nothing but views may be asked of this engine afterwards; opening the arena
   /// again undoes it.
   Result<> write_version_before(Change& change) const;
-  Engine(Engine&&) noexcept;
+  Engine(Engine&&) noexcept;  ///< Not after somebody has it as FlbAccess.
   ~Engine();
 
   // --- sessions -------------------------------------------------------------------------------------
@@ -266,6 +266,23 @@ class Engine {
   /// frozen.
   Result<> cross(Change& change);
   void sweep();  ///< frees what cross dropped, in bounded steps. Called by open(), and after cross.
+
+  // --- FLBs -----------------------------------------------------------------------------------------
+  Result<void*> get_outgoing(const Flb& flb) override;
+  void put_outgoing(const Flb& flb) noexcept override;
+  Result<void*> get_incoming(const Flb& flb) override;
+  void put_incoming(const Flb& flb) noexcept override;
+  void for_each_incoming(const Handler& handler,
+                         const std::function<void(std::string_view, const KeptFile&)>& visit) const override;
+  /// Ends what no file holds any more and the last put has let go of, in a transaction of its own. After each
+  /// committed step. O(1) if there is nothing to do.
+  void settle_flbs();
+  struct FlbView {
+    std::string_view name;
+    std::uint64_t outgoing_files, incoming_files;
+    bool outgoing, incoming;  ///< whether it exists there
+  };
+  void for_each_flb(const std::function<void(const FlbView&)>& visit) const;
 
   // --- for the one who owns the descriptor table -----------------------------------------------------
   /// Every descriptor that the sessions and files name.

@@ -111,6 +111,52 @@ struct Engine::Impl {
   /// Whether held sessions that were incoming can stay when all others cross.
   std::optional<FreezeFailure> in_the_way_of_held() const;
 
+  // --- FLBs (flbs.cc)
+  struct FlbObject {  ///< this process's view of one side
+    void* object = nullptr;
+    bool attached = false;  ///< `object` is what the FLB gave, even if that was nothing
+    std::uint64_t gets = 0;
+    std::uint64_t data = 0;  ///< of `attached`
+    int error = 0;           ///< of retrieve()
+  };
+  enum class FlbSide { Outgoing, Incoming, Dropped };
+  std::vector<Flb*> flbs;  ///< by index in FlbsRecord; nullptr: not registered now
+  std::vector<std::array<FlbObject, 2>> objects;
+  bool flbs_due = false;  ///< a put, or an abandoned step, has left something to settle_flbs()
+  FlbsRecord* flb_records() const noexcept { return root->magic == kRootMagic1 ? nullptr : at(root->flbs); }
+  static FlbSideRecord& flb_side(FlbRecord& record, FlbSide side) noexcept {
+    return side == FlbSide::Outgoing ? record.outgoing : side == FlbSide::Incoming ? record.incoming : record.dropped;
+  }
+  std::uint64_t held_by(std::uint32_t handler) const noexcept {  ///< FLBs, by index in FlbsRecord
+    const FlbsRecord* records = flb_records();
+    return records != nullptr ? records->held[handler] : 0;
+  }
+  std::uint64_t tied_to(const Handler& handler) const noexcept;  ///< those that a new file of it will hold
+  Result<> read_flbs();
+  Result<> name_flbs(kho::Tx& tx);
+  Result<std::uint64_t> take_flbs(kho::Tx& tx, std::uint64_t which);  ///< → those that began with it
+  Result<bool> take_flb(kho::Tx& tx, std::size_t i, std::uint64_t files);
+  void undo_flbs(std::uint64_t begun) noexcept;
+  /// Files give up what they hold, one after the other; what changes is logged once, however many they are.
+  class FlbRelease {
+   public:
+    FlbRelease(Impl& impl, kho::Tx& tx, FlbSide side);
+    ~FlbRelease();
+    void file(const FileRecord& file) noexcept;
+
+   private:
+    Impl& impl_;
+    kho::Tx& tx_;
+    FlbSide side_;
+    std::vector<std::uint64_t> gone_;
+  };
+  /// A renewed session's files hold what is outgoing, not any more what came in.
+  Result<> renew_flbs(kho::Tx& tx, const SessionRecord& session);
+  void attach_incoming(std::size_t i, FlbSide side) noexcept;
+  void end_flb(kho::Tx& tx, std::size_t i, FlbSide side) noexcept;
+  void cross_flbs(kho::Tx& tx) noexcept;
+  std::optional<std::size_t> index_of(const Flb& flb) const noexcept;
+
   // --- what few files have (relations.cc)
   RelationRecord* relation_of(Ref<FileRecord> file) const noexcept;
   Result<> relate(kho::Tx& tx, const SessionRecord& session, Ref<FileRecord> file,
@@ -151,7 +197,7 @@ struct Engine::Impl {
   Result<> preserve(Change& change, SessionRecord& session, const PreserveRequest& request, InTheWay& in_the_way);
   Result<std::uint32_t> index_of(const Handler& handler) const;
   std::optional<Token> unfinishable(const SessionRecord& session) const noexcept;
-  void call_ending(const SessionRecord& session, Ending ending) noexcept;
+  void call_ending(kho::Tx& tx, const SessionRecord& session, Ending ending) noexcept;
   /// Frees the records of the files, at once or, if they are many, in steps after the commit.
   void bury_files(Change& change, SessionRecord& session) noexcept;
   /// Takes at most `limit` files out, LIFO, and closes their descriptors with the commit.

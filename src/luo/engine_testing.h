@@ -71,6 +71,44 @@ class FakeHandler final : public Handler {
   Calls* calls_;
 };
 
+/// Writes down how it is called; its object is itself.
+class FakeFlb final : public Flb {
+ public:
+  FakeFlb(std::string name, Calls& calls) : name_{std::move(name)}, calls_{&calls} {}
+  std::string_view name() const noexcept override { return name_; }
+  Result<State> preserve() override {
+    calls_->push_back("preserve " + name_);
+    if (preserve_error != 0) return fail(preserve_error, "fake FLB");
+    return State{++data, no_object ? nullptr : this};
+  }
+  void unpreserve(const State& state) noexcept override {
+    calls_->push_back("unpreserve " + name_);
+    last = state;
+  }
+  Result<void*> retrieve(std::uint64_t came) override {
+    calls_->push_back(fmt::format("retrieve {} {}", name_, came));
+    if (retrieve_error != 0) return fail(retrieve_error, "fake FLB");
+    return this;
+  }
+  Result<void*> reattach(std::uint64_t came) override {
+    calls_->push_back(fmt::format("reattach {} {}", name_, came));
+    return this;
+  }
+  void finish(const State& state) noexcept override {
+    calls_->push_back(fmt::format("finish {} {}", name_, state.data));
+    last = state;
+  }
+  void forget(void*) noexcept override { calls_->push_back("forget " + name_); }
+  int preserve_error = 0, retrieve_error = 0;
+  bool no_object = false;
+  std::uint64_t data = 100;
+  State last;
+
+ private:
+  std::string name_;
+  Calls* calls_;
+};
+
 inline Fd memfd() { return Fd::adopt(memfd_create("test", MFD_CLOEXEC)); }
 inline Fd duplicate(const Fd& fd) { return Fd::adopt(fcntl(fd.raw(), F_DUPFD_CLOEXEC, 0)); }
 inline bool is_open(int fd) { return fcntl(fd, F_GETFD) >= 0; }

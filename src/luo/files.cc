@@ -74,8 +74,9 @@ int Engine::Impl::status(const SessionRecord& session, const FileRecord& file) c
 }
 
 Result<std::uint32_t> Engine::Impl::index_of(const Handler& handler) const {
+  const std::uint64_t tied = tied_to(handler);
   for (std::uint32_t i = 0; i < handlers.size(); ++i)
-    if (handlers[i] == &handler) return i;
+    if (handlers[i] == &handler && held_by(i) == tied) return i;
   return fail(ENOENT, "handler {} was registered after the engine was opened", handler.name());
 }
 
@@ -132,7 +133,13 @@ Result<> Engine::Impl::preserve(Change& change, SessionRecord& session, const Pr
   file.preserved_s = static_cast<std::uint32_t>(request.now_ms / 1000);
   LUO_TRY(identities().insert(tx, spot, identity, ref));
   if (!request.after.empty()) LUO_TRY(relate(tx, session, ref, request.after));
-  file.data = LUO_TRY(handler->preserve(info, SessionId{session.id}, request.token));
+  const std::uint64_t begun = LUO_TRY(take_flbs(tx, held_by(index)));
+  auto data = handler->preserve(info, SessionId{session.id}, request.token);
+  if (!data) {
+    undo_flbs(begun);
+    return std::unexpected(std::move(data).error());
+  }
+  file.data = *data;
   table(root->tokens).insert(tx, hash, ref.at);
   list_append_fresh(arena, tx, session.files, &file);
   tx.set(root->outgoing.files, root->outgoing.files + 1);
@@ -147,10 +154,12 @@ std::optional<Token> Engine::Impl::unfinishable(const SessionRecord& session) co
   return std::nullopt;
 }
 
-void Engine::Impl::call_ending(const SessionRecord& session, Ending ending) noexcept {
+void Engine::Impl::call_ending(kho::Tx& tx, const SessionRecord& session, Ending ending) noexcept {
+  FlbRelease flbs_of{*this, tx, side_of(session) == Side::Outgoing ? FlbSide::Outgoing : FlbSide::Incoming};
   for (const FileRecord* f = at(session.files.last); f != nullptr; f = at(f->links.prev)) {
     if (ending == Ending::Unpreserve) handler_of(*f).unpreserve(kept(*f));
     else handler_of(*f).finish(kept(*f), status(session, *f) > 0);
+    flbs_of.file(*f);
   }
 }
 
@@ -232,6 +241,7 @@ Result<> Engine::unpreserve(Change& change, SessionId id, Token token) {
     if (relation->dependents != 0)
       return refuse(EBUSY, fmt::format("{} files depend on it; give those up first", relation->dependents));
   impl_->handler_of(*file).unpreserve(impl_->kept(*file));
+  Impl::FlbRelease{*impl_, change.tx, Impl::FlbSide::Outgoing}.file(*file);
   impl_->remove_file(change, *file);
   change.tx.set(impl_->root->outgoing.files, impl_->root->outgoing.files - 1);
   return {};
@@ -272,7 +282,7 @@ Result<> Engine::finish(Change& change, SessionId id) {
   if (const auto token = impl_->unfinishable(session))
     return fail(EBUSY, "finish session '{}': handler {} is not done with token {}", shown(impl_->name_of(session)),
                 impl_->handler_of(*impl_->find_file(session, token->raw())).name(), token->raw());
-  impl_->call_ending(session, Ending::Finish);
+  impl_->call_ending(change.tx, session, Ending::Finish);
   change.tx.set(impl_->root->incoming.files, impl_->root->incoming.files - session.files.count);
   impl_->move(change.tx, session, SessionEvent::Finish);
   change.tx.set(session.called, 1U);

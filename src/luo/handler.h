@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 #include "base/strong.h"
+#include "luo/flb.h"
 
 namespace luo {
 
@@ -66,6 +67,8 @@ class Handler {
   /// `wake` may be called from any thread, at any time until the process ends, when a preserve that answered
   /// EINPROGRESS can be repeated. Called once, before any other call.
   virtual void set_waker(const std::function<void()>& wake) { (void)wake; }
+  /// `access` is valid until the process ends. Called once, after the engine has opened, before anything is served.
+  virtual void set_flbs(FlbAccess& access) { (void)access; }
   virtual void unpreserve(const KeptFile& file) noexcept = 0;
   /// Last, light step; may replace the data. No allocation that can fail late, bounded time.
   virtual Result<HandlerData> freeze(const KeptFile& file) { return file.data; }
@@ -89,8 +92,20 @@ class HandlerRegistry {
   Handler* for_file(const FileInfo& file) const noexcept;
   const std::vector<Handler*>& all() const noexcept { return handlers_; }
 
+  static constexpr std::size_t kMaxFlbs = 63;
+  /// Ties an FLB to a handler: it exists while a file of the handler is preserved. One FLB may have many handlers, a
+  /// handler many FLBs. Errors: EINVAL (the handler is not registered; name empty or over 47 bytes), EEXIST (tied to
+  /// it already; or another FLB has that name), ENOSPC (kMaxFlbs).
+  Result<> add_flb(Handler& handler, Flb& flb);
+  const std::vector<Flb*>& flbs() const noexcept { return flbs_; }  ///< in order of registration
+  Flb* find_flb(std::string_view name) const noexcept;
+  /// Bit i: flbs()[i] is tied to it.
+  std::uint64_t flbs_of(const Handler& handler) const noexcept;
+
  private:
   std::vector<Handler*> handlers_;
+  std::vector<std::uint64_t> tied_;  ///< flbs_of() each handler
+  std::vector<Flb*> flbs_;
 };
 
 }  // namespace luo

@@ -82,6 +82,13 @@ std::optional<FreezeFailure> Engine::Impl::in_the_way_of_held() const {
   for (const SessionRecord* s = at(root->incoming.sessions.first); s != nullptr; s = at(s->links.next)) {
     if (hold_of(*s) == Hold::Off || state_of(*s) == SessionState::Finished) continue;
     const std::string name{name_of(*s)};
+    for (const FileRecord* f = at(s->files.first); root->flbs && f != nullptr; f = at(f->links.next)) {
+      if (held_by(f->handler) == 0) continue;
+      return FreezeFailure{name, Token{f->token}, std::string{handler_of(*f).name()},
+                           Error{EBUSY, fmt::format("the session '{}' that came in is held, and shares state that came "
+                                                    "with it; it has to be finished, renewed or dropped first",
+                                                    shown(name))}};
+    }
     if (find_name(root->outgoing, name) == nullptr) continue;
     return FreezeFailure{name, Token{}, "",
                          Error{EEXIST, fmt::format("the session '{}' that came in is held and nobody has finished "

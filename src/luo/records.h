@@ -29,6 +29,7 @@ inline constexpr std::uint64_t kFileMagic = 0x656c69662d6f756c;      // "luo-fil
 inline constexpr std::uint64_t kTreeMagic = 0x656572742d6f756c;      // "luo-tree"
 inline constexpr std::uint64_t kHandlersMagic = 0x646e61682d6f756c;  // "luo-hand"
 inline constexpr std::uint64_t kOptionsMagic = 0x7374706f2d6f756c;   // "luo-opts"
+inline constexpr std::uint64_t kFlbsMagic = 0x73626c662d6f756c;      // "luo-flbs"
 inline constexpr std::uint64_t kRelationMagic = 0x7370656420756f6c;  // "lou deps"
 
 /// A place in a doubly linked list.
@@ -146,6 +147,33 @@ struct HandlersRecord {
   char name[kMaxHandlers][48];  ///< NUL-padded
 };
 
+/// An FLB on one side.
+struct FlbSideRecord {
+  std::uint64_t files;  ///< that hold it, over all sessions
+  std::uint64_t data;
+  std::uint32_t state;  ///< FlbPhase
+  std::int32_t error;   ///< of retrieve, remembered
+};
+enum class FlbPhase : std::uint32_t {
+  None = 0,
+  Kept = 1,       ///< preserved here, or came in
+  Retrieved = 2,  ///< retrieve() was called; `error` says how it went
+  Finished = 3,
+};
+struct FlbRecord {
+  char name[48];  ///< NUL-padded
+  FlbSideRecord outgoing, incoming, dropped;
+};
+inline constexpr std::uint32_t kMaxFlbs = 63;
+struct FlbsRecord {
+  std::uint64_t magic;
+  std::uint64_t count;
+  /// Bit i: the files under this index of HandlersRecord hold flb[i]. A handler that was tied to others later has
+  /// another index since then.
+  std::uint64_t held[kMaxHandlers];
+  FlbRecord flb[kMaxFlbs];
+};
+
 struct RootRecord {
   std::uint64_t magic;
   std::uint64_t generation;
@@ -161,6 +189,7 @@ struct RootRecord {
   // Since version 2.
   TableRecord options;    ///< OptionsRecord, by the session's place
   TableRecord relations;  ///< RelationRecord, by the file's place
+  Ref<FlbsRecord> flbs;   ///< none: no handler was ever tied to an FLB
 };
 inline constexpr std::size_t kRootBytes1 = offsetof(RootRecord, options);
 

@@ -182,7 +182,7 @@ void Engine::Impl::holder_closed(Change& change, SessionRecord& session, Role ro
 void Engine::Impl::end(Change& change, SessionRecord& session, Ending ending) {
   kho::Tx& tx = change.tx;
   if (state_of(session) != SessionState::Finished) {
-    call_ending(session, ending);
+    call_ending(tx, session, ending);
     tx.set(side(session).files, side(session).files - session.files.count);
     if (state_of(session) == SessionState::Retrieved) move(tx, session, SessionEvent::Finish);
     if (state_of(session) == SessionState::Incoming) move(tx, session, SessionEvent::Drop);

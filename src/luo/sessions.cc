@@ -78,6 +78,7 @@ Result<> Engine::Impl::renew(Change& change, SessionRecord& session, InTheWay& i
   }
   kho::Tx& tx = change.tx;
   LUO_TRY(table(root->outgoing.names).reserve(tx));
+  LUO_TRY(renew_flbs(tx, session));
   const Ref<SessionRecord> ref = arena.ref_of(&session);
   const std::uint64_t files = session.files.count;
   LUO_CHECK(table(root->incoming.names).remove(tx, hash_name(name), ref.at));

@@ -110,6 +110,10 @@ void Engine::unfreeze_all() {
 Result<> Engine::cross(Change& change) {
   RootRecord& root = *impl_->root;
   kho::Tx& tx = change.tx;
+  if (const FlbsRecord* flbs = impl_->flb_records())
+    for (std::uint64_t i = 0; i < flbs->count; ++i)
+      if (flbs->flb[i].dropped.state != 0)
+        return fail(EBUSY, "cross: what the crossing before has dropped is not swept");
   if (root.frozen != root.outgoing.sessions.count)
     return fail(EBUSY, "cross: only {} of {} outgoing sessions are frozen", root.frozen, root.outgoing.sessions.count);
   list_join(impl_->arena, tx, root.dropped, root.incoming.sessions);
@@ -119,6 +123,7 @@ Result<> Engine::cross(Change& change) {
   tx.set(root.generation, root.generation + 1);
   tx.set(root.frozen, std::uint64_t{0});
   tx.set(root.stale_holders, std::uint64_t{1});
+  impl_->cross_flbs(tx);
   return {};
 }
 
@@ -157,8 +162,11 @@ bool Engine::Impl::sweep_dropped() {
     return keep_held(*session);
   Change change{arena};
   if (session->called == 0) {
-    for (const FileRecord* f = at(session->files.last); f != nullptr; f = at(f->links.prev))
+    FlbRelease flbs_of{*this, change.tx, FlbSide::Dropped};
+    for (const FileRecord* f = at(session->files.last); f != nullptr; f = at(f->links.prev)) {
       handler_of(*f).finish(kept(*f), f->status_of >> 32 == session->generation + 1 && f->status > 0);
+      flbs_of.file(*f);
+    }
     change.tx.set(session->called, 1U);
   }
   remove_files(change, *session, kPerStep);

@@ -45,11 +45,30 @@ Result<> Engine::write_version_before(Change& change) const {
       for (Ref<FileRecord> f = s->files.first; f; f = impl.at(f)->links.next)
         if (impl.relation_of(f) != nullptr) return refuse(*s, "files that depend on others");
     }
+  if (const FlbsRecord* flbs = impl.flb_records())
+    for (std::uint64_t i = 0; i < flbs->count; ++i)
+      for (const FlbSideRecord* side : {&flbs->flb[i].outgoing, &flbs->flb[i].incoming, &flbs->flb[i].dropped})
+        if (side->state == static_cast<std::uint32_t>(FlbPhase::Kept) ||
+            side->state == static_cast<std::uint32_t>(FlbPhase::Retrieved))
+          return fail(ENOTSUP, "version 1 of the records knows nothing of state that files share, as of FLB {}",
+                      flbs->flb[i].name);
   if (impl.root->options.count != 0 || impl.root->relations.count != 0)
     return fail(ENOTSUP, "sessions that nobody claimed are still being swept");
   kho::Tx& tx = change.tx;
   const Ref<RootRecord> old = impl.arena.ref_of(impl.root);
   const Ref<RootRecord> fresh{LUO_TRY(tx.allocate(kRootBytes1)).raw()};
+  if (const FlbsRecord* flbs = impl.flb_records()) {
+    // There a handler has one index; no file is under those with FLBs.
+    HandlersRecord& names = *impl.at(impl.root->handlers);
+    for (std::uint64_t i = 0; i < names.count; ++i) {
+      if (flbs->held[i] == 0) continue;
+      tx.save(names.name[i], sizeof names.name[i]);
+      const std::string other = fmt::format("(with shared state {}-{})", i, impl.root->generation);
+      std::ranges::fill(names.name[i], '\0');
+      other.copy(names.name[i], sizeof names.name[i] - 1);
+    }
+    tx.release(impl.root->flbs);
+  }
   impl.table(impl.root->options).release(tx);
   impl.table(impl.root->relations).release(tx);
   std::memcpy(static_cast<void*>(impl.at(fresh)), impl.root, kRootBytes1);
