@@ -88,6 +88,7 @@ class Package(unittest.TestCase):
         run("cmake", "-S", SOURCE / "examples/handler", "-B", self.state / "build", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror", env=self.env)
         run("cmake", "--build", self.state / "build", env=self.env)
         self.luoctl("stop")
+        self.luod.wait(30)
         plugin = self.state / "build/ledger.so"
         self.start_luod("--handlers", f"{plugin},all")
         luo = ctypes.CDLL(str(self.lib / "libluo.so"))
