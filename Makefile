@@ -7,10 +7,11 @@ SEED ?=
 PREFIX ?= /usr/local
 JOBS ?= 2
 FUZZ_SECONDS ?= 60
+KILLS ?= 10000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test bench lint fuzz install clean
+.PHONY: help deps build demo test soak bench lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -28,6 +29,11 @@ demo: build ## a cache under load while all under it is replaced: KEYS= VALUE= C
 
 test: deps ## all tests: unit, integration, crash, and the sanitizer builds
 	@scripts/run-tests
+
+soak: deps ## random operations under KILLS= (10000) random kills of everything; SEED= repeats the choices of a run
+	@cmake --preset dev --log-level=WARNING $(CCACHE)
+	@cmake --build --preset dev -j $(JOBS) --target luo-soak luod luoctl
+	@build/dev/bin/luo-soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 bench: build ## the limits of the project, measured: build/bench/report.json
 	@tests/bench/run.py
