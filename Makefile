@@ -11,7 +11,7 @@ KILLS ?= 10000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test soak bench lint fuzz install clean
+.PHONY: help deps build demo test soak bench vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -37,6 +37,10 @@ soak: deps ## random operations under KILLS= (10000) random kills of everything;
 
 bench: build ## the limits of the project, measured: build/bench/report.json
 	@tests/bench/run.py
+
+vm: build ## build the virtual machine's kernel, if it is not there, and boot once: tests/vm/README.md
+	@scripts/install-vm-deps
+	@tests/vm/vm run -- luod --version
 
 lint: ## clang-format on all, clang-tidy-19 on what differs from BASE (default: the last commit; ALL=1: everything)
 	@scripts/lint $(if $(ALL),--all) $(if $(BASE),--base $(BASE))
