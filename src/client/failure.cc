@@ -43,6 +43,7 @@ constexpr Hint kHints[] = {
     {Operation::TakeOver, EINVAL, "only a session retrieved by a successor can be taken over"},
     {Operation::TakeOver, ECANCELED, "the update was called off, the old owner goes on"},
     {Operation::TakeOver, ETIMEDOUT, "the old owner did not quiesce in time"},
+    {Operation::Tcp, EOPNOTSUPP, "only TCP sockets count what goes through them"},
 };
 
 }  // namespace

@@ -23,7 +23,8 @@ enum class Operation {
   RetrieveFd,
   Tokens,
   Update,
-  TakeOver
+  TakeOver,
+  Tcp
 };
 
 /// What someone who meets `code` in `operation` should know or try; empty if the errno's text says it all.
