@@ -15,7 +15,7 @@ CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHE
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 deps: ## install what is missing (Debian 12, apt-get); says what first
 	@scripts/install-deps
@@ -41,6 +41,9 @@ bench: build ## the limits of the project, measured: build/bench/report.json
 vm: build ## build the virtual machine's kernel, if it is not there, and boot once: tests/vm/README.md
 	@scripts/install-vm-deps
 	@tests/vm/vm run -- luod --version
+
+bench-scale: build ## the same at 9,000 sessions and 18,000 files: build/bench-scale/report.json
+	@tests/bench/scale/run.py $(if $(PLOT),--plot $(PLOT))
 
 lint: ## clang-format on all, clang-tidy-19 on what differs from BASE (default: the last commit; ALL=1: everything)
 	@scripts/lint $(if $(ALL),--all) $(if $(BASE),--base $(BASE))

@@ -76,7 +76,8 @@ luo::Result<BareProcess> BareProcess::start(std::size_t files) {
   }
   BareProcess process{std::move(ours), child};
   int error = 0;
-  if (::recv(process.socket_.raw(), &error, sizeof error, 0) != sizeof error) return luo::fail(ECHILD, "a process died");
+  if (::recv(process.socket_.raw(), &error, sizeof error, 0) != sizeof error)
+    return luo::fail(ECHILD, "a process died");
   if (error != 0) return luo::fail(error, "make {} memfds", files);
   return process;
 }

@@ -121,7 +121,8 @@ luo::Result<> pin(const ScaleOptions& options, Sides& sides, bool together) {
   LUO_TRY(pin_process(0, where));
   for (Side& side : sides) {
     const auto status = LUO_TRY(luoctl(options, side, {"status"}));
-    for (const char* process : {"keeper_pid", "worker_pid"}) LUO_TRY(pin_process(status.at(process).get<pid_t>(), where));
+    for (const char* process : {"keeper_pid", "worker_pid"})
+      LUO_TRY(pin_process(status.at(process).get<pid_t>(), where));
   }
   return {};
 }

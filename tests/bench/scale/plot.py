@@ -16,11 +16,17 @@ def nice(value):
     return f"{value:,.0f}" if value >= 10 else f"{value:g}"
 
 
-def frame(canvas, across, up, words):
-    for value in up.ticks(6):
+def steps(low, high):
+    """1, 2 and 5 of each decade."""
+    return [m * 10.0 ** e for e in range(-3, 7) for m in (1, 2, 5) if low <= m * 10.0 ** e <= high]
+
+
+def frame(canvas, across, up, words, unit):
+    canvas.text(LEFT - 8, TOP - 8, unit, 11, svg.SOFT, "end")
+    for value in steps(up.low, up.high):
         canvas.line(LEFT, up(value), WIDTH - RIGHT, up(value), svg.GRID)
         canvas.text(LEFT - 8, up(value) + 4, nice(value), 11, svg.SOFT, "end")
-    for value in across.ticks(8):
+    for value in steps(across.low, across.high) if across.log else across.ticks(8):
         canvas.line(across(value), TOP + HEIGHT, across(value), TOP + HEIGHT + 4, svg.SOFT)
         canvas.text(across(value), TOP + HEIGHT + 17, nice(value), 11, svg.SOFT, "middle")
     canvas.line(LEFT, TOP + HEIGHT, WIDTH - RIGHT, TOP + HEIGHT, svg.SOFT)
@@ -34,11 +40,12 @@ def title(canvas, words, under):
 
 def under(report):
     machine = report["machine"]
-    return f"{machine['processors']} processors, Linux {machine['kernel']}, {report['date']}"
+    return (f"{machine['processors']} processors, Linux {machine['kernel']}, {report['date']}, "
+            f"load average {report['load_average'][0]:.1f} before")
 
 
 def calls(report, name, run):
-    """What one call costs while luod gets fuller: the large side's medians, the small side's as a dot at its end."""
+    """What one call costs while the larger luod gets fuller, or emptier: medians along the way."""
     canvas = svg.Canvas(WIDTH, TOP + HEIGHT + 50)
     title(canvas, f"One call, {run['sessions']:,} sessions with {run['files_in_each']} files each", under(report))
     curves = {call: numbers["large"]["curve"] for call, numbers in run["calls"].items()}
@@ -46,7 +53,7 @@ def calls(report, name, run):
     most = run["sessions"] * run["files_in_each"]
     across = svg.Axis(0, most, LEFT, WIDTH - RIGHT)
     up = svg.Axis(min(values) * 0.7, max(values) * 1.4, TOP + HEIGHT, TOP, log=True)
-    frame(canvas, across, up, "of this many, whole sessions or files, how many had been done · µs of one, median")
+    frame(canvas, across, up, "files preserved, retrieved or finished before it, or the same share of the sessions", "µs")
     for row, (call, curve) in enumerate(curves.items()):
         # Calls on sessions are counted in sessions; drawn where their share of all has been done.
         whole = run["sessions"] if call in ("create", "retrieve_session", "finish_session") else most
@@ -73,7 +80,7 @@ def updates(report):
     ys = [y for some in points.values() for _, y in some]
     across = svg.Axis(min(xs) * 0.8, max(xs) * 1.2, LEFT, WIDTH - RIGHT, log=True)
     up = svg.Axis(min(ys) * 0.6, max(ys) * 1.6, TOP + HEIGHT, TOP, log=True)
-    frame(canvas, across, up, "descriptors of luod: sessions and files · ms")
+    frame(canvas, across, up, "descriptors of luod: sessions and files", "ms")
     for row, (kind, (colour, _)) in enumerate(kinds.items()):
         canvas.dots([(across(x), up(y)) for x, y in points[kind]], colour, 4)
         y = TOP + 14 + row * 24

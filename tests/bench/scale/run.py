@@ -73,6 +73,7 @@ def main():
     options.bin, options.out = options.bin.resolve(), options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
 
+    load = [round(value, 2) for value in os.getloadavg()]  # others at work make pauses longer
     runs, broken = {}, []
     for name, (sessions, files) in (QUICK if options.quick else RUNS).items():
         print(f"{name}: {sessions} sessions with {files} files each", flush=True)
@@ -82,7 +83,7 @@ def main():
             broken.append(name)
             print(f"bench-scale: {name}: {error}", file=sys.stderr)
     limits = judge(runs)
-    report = {"date": datetime.date.today().isoformat(), "machine": machine.describe(), "quick": options.quick,
+    report = {"date": datetime.date.today().isoformat(), "machine": machine.describe(), "load_average": load, "quick": options.quick,
               "rounds": options.rounds, "limits": limits, "not_measured": broken, "runs": runs}
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print_tables(runs, limits)

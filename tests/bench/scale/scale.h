@@ -17,8 +17,8 @@
 namespace bench {
 
 struct ScaleOptions {
-  std::string small, large;  ///< sockets
-  std::string luoctl;        ///< path of the program; luod lies beside it
+  std::string small, large;                ///< sockets
+  std::string luoctl;                      ///< path of the program; luod lies beside it
   std::size_t sessions = 9000, files = 1;  ///< at the large side; files in each session
   std::size_t rounds = 5;                  ///< of `update luod`
   int processor = -1;                      ///< calls are measured on this one alone; -1: wherever
