@@ -11,7 +11,7 @@ KILLS ?= 10000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test soak bench vm lint fuzz install clean
+.PHONY: help deps build demo test soak bench bench-scale vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
