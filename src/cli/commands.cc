@@ -88,6 +88,10 @@ Outcome update(const Options& options, wire::Builder& request, client::Connectio
     const std::string words = report ? report->value("last_words", "") : "";
     return failure(options, kFailed, error, words);
   }
+  if (!report && report.error().code == ENODATA) {  // it is done all the same
+    const std::string why = to_string(report.error());
+    return {kDone, options.json ? dump({{"ok", true}, {"report", why}}) : fmt::format("{}: done; {}\n", what, why), {}};
+  }
   if (!report) return failure(options, kFailed, report.error());
   if (options.json) return {kDone, dump(*report), {}};
   const auto text = render_update(*report);

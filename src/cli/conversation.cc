@@ -65,7 +65,7 @@ Result<client::Answer> ask(client::Connection& connection, wire::Builder& reques
 }
 
 Result<nlohmann::json> report_in(const client::Answer& answer) {
-  if (answer.fds.size() != 1) return fail(EBADMSG, "luod sent no report");
+  if (answer.fds.size() != 1) return fail(ENODATA, "luod had no descriptor left for a report");
   return parse_report(LUO_TRY(read_all(answer.fds[0], kLongestReport)));
 }
 

@@ -1,4 +1,5 @@
 // Requests about the files of a session.
+#include "base/log.h"
 #include "daemon/server.h"
 #include "sys/memfd.h"
 
@@ -160,6 +161,11 @@ Result<Next> Server::list_tokens(Request& request, Reply& reply, Change&) {
   LUO_TRY(attach_text(reply, entries));
   reply.put(wire::ManyArg{sizeof(wire::ManyArg), count});
   return Next::Answer;
+}
+
+void Server::attach_report(Reply& reply, std::string_view text) {
+  if (auto attached = attach_text(reply, text); !attached)
+    log(Level::Warning, "{}; the answer goes without its report: {}", attached.error(), text);
 }
 
 Result<> Server::attach_text(Reply& reply, std::string_view text) {

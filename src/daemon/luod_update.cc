@@ -39,7 +39,7 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   LUO_TRY(check_image(request.fds[0], FdRef::borrow(request.peer.fd)));
   const std::uint32_t timeout_ms = arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs;
   const auto refuse = [&](const Error& error, std::string_view words) -> Result<Next> {
-    LUO_TRY(attach_text(reply, report_text(&error, "?", 0, words)));
+    attach_report(reply, report_text(&error, "?", 0, words));
     reply.error = error;
     return Next::Answer;
   };
@@ -140,10 +140,7 @@ void Server::settle_trial() {
     request.header.command = static_cast<std::uint32_t>(wire::Command::UpdateLuod);
     request.header.nonce = control_.trial_nonce;
     Reply reply;
-    if (auto attached =
-            attach_text(reply, report_text(ok ? nullptr : &error, control_.trial_to, pause_ms, ok ? "" : words));
-        !attached)
-      log(Level::Warning, "{}", attached.error());
+    attach_report(reply, report_text(ok ? nullptr : &error, control_.trial_to, pause_ms, ok ? "" : words));
     if (ok) reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
     Change change{arena_};
     this->answer(peers_.at(peer->id), *peer, request, change, reply, ok ? nullptr : &error);

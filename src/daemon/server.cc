@@ -31,6 +31,7 @@ struct Callbacks {
   }
   static int accept_again(sd_event_source*, std::uint64_t, void* context) {
     sd_event_source_set_enabled(server(context).accept_source_.get(), SD_EVENT_ON);
+    if (server(context).not_taken_in_.valid()) server(context).on_accept();
     return 0;
   }
   static int retry(sd_event_source*, std::uint64_t, void* context) {
@@ -301,32 +302,41 @@ void Server::settle_answers() {
 }
 
 void Server::on_accept() {
-  Result<Fd> accepted = accept_packets(FdRef::borrow(control_.listen_fd));
-  if (!accepted) {
-    const int code = accepted.error().code;
-    if (code == EAGAIN || code == ECONNABORTED) return;
-    // No free descriptor: new clients wait in the backlog until some are given back.
-    log(Level::Warning, "{}; new clients wait", std::move(accepted).error().during("accept a client"));
-    sd_event_source_set_enabled(accept_source_.get(), SD_EVENT_OFF);
-    sd_event_source* timer = nullptr;
-    if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 100'000, 0,
-                                              &Callbacks::accept_again, this)) >= 0)
-      accept_retry_.reset(timer);
-    return;
-  }
-  const auto take_in = [&]() -> Result<> {
-    const PeerCredentials who = LUO_TRY(peer_credentials(*accepted));
-    Change change{arena_};
-    PeerRec* record = LUO_TRY(state_->add_peer(change, accepted->raw(), who.uid, who.pid));
-    (void)accepted->release();  // the arena names it now
-    change.commit();
-    if (auto watched = watch_peer(*record); !watched) {
-      drop_peer(record->id, "cannot be watched");
-      return watched;
+  if (!not_taken_in_.valid()) {
+    Result<Fd> accepted = accept_packets(FdRef::borrow(control_.listen_fd));
+    if (!accepted) {
+      const int code = accepted.error().code;
+      if (code == EAGAIN || code == ECONNABORTED) return;
+      return accept_later(accepted.error());
     }
-    return {};
-  };
-  if (auto taken = take_in(); !taken) log(Level::Warning, "{}", std::move(taken).error().during("accept a client"));
+    not_taken_in_ = std::move(*accepted);
+  }
+  if (auto taken = take_in(not_taken_in_); !taken) return accept_later(taken.error());
+}
+
+/// On an error the connection is still the caller's.
+Result<> Server::take_in(Fd& connection) {
+  const PeerCredentials who = LUO_TRY(peer_credentials(connection));
+  Change change{arena_};
+  PeerRec* record = LUO_TRY(state_->add_peer(change, connection.raw(), who.uid, who.pid));
+  if (auto watched = watch_peer(*record); !watched) {
+    state_->forget_unborn(*record);
+    return watched;
+  }
+  (void)connection.release();  // the arena names it now
+  change.commit();
+  return {};
+}
+
+/// No free descriptor, no memory, no watch: new clients wait in the backlog, and one that has left it in our
+/// hands, until some are given back.
+void Server::accept_later(const Error& why) {
+  log(Level::Warning, "accept a client: {}; new clients wait", why);
+  sd_event_source_set_enabled(accept_source_.get(), SD_EVENT_OFF);
+  sd_event_source* timer = nullptr;
+  if (check_loop(sd_event_add_time_relative(loop_.get(), &timer, CLOCK_MONOTONIC, 100'000, 0, &Callbacks::accept_again,
+                                            this)) >= 0)
+    accept_retry_.reset(timer);
 }
 
 void Server::on_peer(std::uint64_t id, std::uint32_t revents) {

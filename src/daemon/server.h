@@ -106,6 +106,8 @@ class Server {
   Result<> watch_peer(PeerRec& peer);
   void settle_answers();
   void on_accept();
+  Result<> take_in(Fd& connection);
+  void accept_later(const Error& why);
   void on_peer(std::uint64_t id, std::uint32_t revents);
   void on_holder_closed(int write_fd);
   /// After the commit: grants (but not of the one who has it now), updates, waiting requests.
@@ -216,6 +218,8 @@ class Server {
   std::string list_json() const;
   Result<std::string> show_json(std::string_view name) const;
   std::string files_json(std::string_view handler) const;
+  /// How something went that has happened: without a descriptor for it the answer goes without.
+  void attach_report(Reply& reply, std::string_view text);
   Result<> attach_text(Reply& reply, std::string_view text);  ///< as a sealed memfd that the answer owns
 
   friend struct Callbacks;
@@ -232,6 +236,7 @@ class Server {
   /// Sessions with a request that a handler works on (EINPROGRESS): {peer, nonce}. Others that want the session
   /// wait in their own queues, so that requests on a session take effect in order.
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> pending_;
+  Fd not_taken_in_;                     ///< accepted, but there was no memory, or no watch, for it
   Fd wake_fd_;                          ///< eventfd: a handler, perhaps in a thread of its own, has something
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;

@@ -22,7 +22,7 @@ Result<Next> Server::update_simulated(Request& request, Reply& reply, Change& ch
     else if (!update.over()) other = &update;
   });
   if (mine != nullptr && mine->over()) {
-    LUO_TRY(attach_text(reply, update_report(*mine)));
+    attach_report(reply, update_report(*mine));
     if (mine->phase == is(Phase::Failed)) reply.error = Error{mine->error, std::string{wire::text_in(mine->text)}};
     else reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
     return Next::Answer;

@@ -106,6 +106,8 @@ class State {
   Result<PeerRec*> add_peer(Change& change, int fd, std::uint32_t uid, std::int32_t pid);
   /// With its answers; closes what the answers own and the connection. Its grants are gone already.
   void remove_peer(Change& change, PeerRec& peer);
+  /// Of a Change that is taken back: nothing may find it any more.
+  void forget_unborn(const PeerRec& peer) { peers_.erase(peer.id); }
   PeerRec* find_peer(std::uint64_t id) const;
   void for_each_peer(const std::function<void(PeerRec&)>& visit) const;
   std::uint64_t peer_count() const noexcept;

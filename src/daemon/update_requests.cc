@@ -247,7 +247,7 @@ Result<Next> Server::update_wait(Request& request, Reply& reply, Change&) {
     request.parked_until_ns = UINT64_MAX;
     return Next::Park;
   }
-  LUO_TRY(attach_text(reply, update_report(*update)));
+  attach_report(reply, update_report(*update));
   if (update->phase == is(Phase::Failed)) reply.error = Error{update->error, std::string{wire::text_in(update->text)}};
   else reply.put(arg);
   return Next::Answer;

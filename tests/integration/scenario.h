@@ -25,7 +25,9 @@ inline int in_fork(const std::function<int()>& body) {
 inline RawClient raw_client(const Luod& luod, const std::string& name = "raw", std::uint64_t ticket = 0) {
   auto client = RawClient::connect(luod.socket());
   LUO_CHECK(client.has_value());
-  LUO_CHECK(client->hello(name, ticket).has_value());
+  const auto greeted = client->hello(name, ticket);
+  if (!greeted) ADD_FAILURE() << greeted.error().what;
+  LUO_CHECK(greeted.has_value());
   return std::move(*client);
 }
 

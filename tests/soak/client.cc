@@ -74,21 +74,24 @@ class Life {
         const bool concerned = pending.op != Op::None && pending.session == s;
         const bool may_be_held = session.held != 0 || (concerned && pending.op == Op::Hold);
         const bool may_be_plain = session.held == 0 || (concerned && pending.op == Op::Unhold);
+        const bool was_taken_up = session.mine == 2;  // perhaps: then it ended with our predecessor, or waits on
         const int fd = luo_session_retrieve(luod_, name(s).c_str());
         if (session.where == Where::None || (fd < 0 && may_be_plain) ||
-            (fd < 0 && concerned && (pending.op == Op::Finish))) {
+            (fd < 0 && concerned && pending.op == Op::Drop)) {
           if (fd >= 0)
             wrong("session {} is there, nobody left it (where {})", name(s), static_cast<int>(session.where));
           if (fd != -ENOENT) expect(fd, -ENOENT, "retrieve {} that nobody left", name(s));
           session = Session{};
           continue;
         }
-        if (fd < 0 || !may_be_held) expect(fd, may_be_held ? 0 : -ENOENT, "retrieve {} after a kill", name(s));
+        if (fd < 0 || (!may_be_held && !was_taken_up))
+          expect(fd, may_be_held ? 0 : -ENOENT, "retrieve {} after a kill", name(s));
         fd_[s] = Fd::adopt(fd);
-        session.held = 1;
+        if (!was_taken_up) session.held = 1;
         settle(s, concerned ? pending : Pending{});
       } else {
-        // Nobody had it.
+        // Nobody had it, unless we are killed with it before it is settled.
+        session.mine = 2;
         const int fd = luo_session_retrieve(luod_, name(s).c_str());
         const bool dropped = pending.op == Op::Drop && pending.session == s;
         if (fd == -ENOENT && dropped) {

@@ -29,7 +29,7 @@ struct Session {
   File file[kFiles];
 };
 
-enum class Op : std::uint32_t { None, Create, Preserve, Unpreserve, Hold, Unhold, Drop, Renew, Finish, Other };
+enum class Op : std::uint32_t { None, Create, Preserve, Unpreserve, Hold, Unhold, Drop, Other };
 
 /// What was asked and not yet answered.
 struct Pending {
