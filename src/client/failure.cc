@@ -74,7 +74,7 @@ int report(Operation operation, std::string_view goal, const Error& error) noexc
     // luod's own sentence says more than we can; where it is, or what we met ourselves, needs the hint.
     std::string_view advice;
     if (error.what.empty() || operation == Operation::Open) advice = hint(operation, error.code);
-    if (advice.empty()) advice = common_hint(error.code);
+    if (advice.empty() && (error.what.empty() || error.code != ENOTSUP)) advice = common_hint(error.code);
     // luod's sentence may begin with the same goal.
     const bool said = error.what.starts_with(goal);
     sentence = fmt::format("{}{}{}{}{}{}{}", said ? "" : goal, said ? "" : ": ", error.what,
