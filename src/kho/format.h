@@ -53,6 +53,7 @@ struct HeaderConstants {
   std::uint64_t log_at, log_bytes;
   Geometry geometry;
   std::uint64_t checksum;  ///< of all before it
+  friend bool operator==(const HeaderConstants&, const HeaderConstants&) = default;
 };
 
 /// Lists name chunks by index + 1, so that 0 is "none".

@@ -75,6 +75,7 @@ class Heap {
 
   Result<> check_record(std::uint32_t index, const Chunk& chunk) const;
   Result<> check_links(std::uint32_t index, const Chunk& chunk) const;
+  Result<> check_lists() const;
   Result<> check_bitmap(std::uint32_t index, const Chunk& chunk) const;
 
   bool backed(std::uint32_t index) const noexcept { return (backed_[index / 64] >> (index % 64) & 1U) != 0; }

@@ -147,8 +147,27 @@ Result<> Heap::check_bitmap(std::uint32_t index, const Chunk& chunk) const {
   return {};
 }
 
+/// Links that fit in both directions leave one thing open: a ring of chunks to which no head leads.
+Result<> Heap::check_lists() const {
+  std::uint64_t listed = 0, reached = 0;
+  for (std::uint32_t index = 0; index < state_->frontier; index += std::uint32_t{1} << table_[index].order) {
+    const Chunk& chunk = table_[index];
+    if (chunk.state == ChunkState::Free || (chunk.state == ChunkState::Small && chunk.open_words != 0)) ++listed;
+  }
+  const auto walk = [&](std::uint32_t at) {
+    for (; at != 0 && reached <= listed; at = table_[at - 1].next) ++reached;
+  };
+  std::ranges::for_each(state_->class_head, walk);
+  std::ranges::for_each(state_->order_head, walk);
+  if (reached != listed)
+    return fail(EBADMSG, "chunk table: {} chunks are in lists, their heads lead to {}: some form a cycle", listed,
+                reached);
+  return {};
+}
+
 Result<> Heap::check_blocks() const {
   LUO_TRY(check_table());
+  LUO_TRY(check_lists());
   for (std::uint32_t index = 0; index < state_->frontier; ++index) {
     const Chunk& chunk = table_[index];
     LUO_TRY(check_bitmap(index, chunk));
