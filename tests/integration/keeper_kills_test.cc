@@ -103,11 +103,12 @@ class Terminated : public testing::Test {
     keeper_ = luod_.keeper();
     for (const pid_t pid : {keeper_, luod_.worker()}) processes_.push_back(*open_pidfd(pid));
   }
-  void ask_for(const std::string& image, std::uint32_t timeout_ms) {
+  [[nodiscard]] bool post_update(const std::string& image, std::uint32_t timeout_ms) {
     const Fd file = Fd::adopt(open(image.c_str(), O_RDONLY | O_CLOEXEC));
     const int fd = file.raw();
-    ASSERT_TRUE(admin_.post(Command::UpdateLuod, 0, update_arg("", timeout_ms), {&fd, 1}).has_value());
+    return admin_.post(Command::UpdateLuod, 0, update_arg("", timeout_ms), {&fd, 1}).has_value();
   }
+  void ask_for(const std::string& image, std::uint32_t timeout_ms) { ASSERT_TRUE(post_update(image, timeout_ms)); }
   /// Waits until the keeper has become what `name` says, or is gone.
   void keeper_becomes(const std::string& name) const {
     for (;;) {
@@ -203,11 +204,12 @@ class TerminatedAt : public Terminated, public testing::WithParamInterface<unsig
 TEST_P(TerminatedAt, ASystemCallOfTheKeeper) {
   auto when = SyscallKill::arm_with_signal(keeper_, GetParam(), SIGTERM);
   ASSERT_TRUE(when.has_value());
-  ask_for(program("luod"), 20'000);
+  const bool posted = post_update(program("luod"), 20'000);  // not if the signal has ended luod before
   pollfd ended{admin_.socket().raw, POLLIN, 0};  // an answer of a luod that goes on, or its end
   ASSERT_EQ(poll(&ended, 1, 30'000), 1);
   const auto outcome = when->wait(std::chrono::milliseconds{0});
   if (!outcome || !outcome->killed) {
+    ASSERT_TRUE(posted) << luod_.log();
     const auto answer = admin_.answer();
     EXPECT_TRUE(answer.has_value() && answer->error() == 0) << luod_.log();
     terminate();
