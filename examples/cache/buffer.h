@@ -27,6 +27,14 @@ class Buffer {
   /// `n` bytes have been written into space(), respectively taken from the front of bytes().
   void filled(std::size_t n) noexcept { record_->end += n; }
   void taken(std::size_t n) noexcept { record_->begin += n; }
+  /// Places in the connection's stream: of the first byte here, and behind the last one.
+  std::uint64_t position() const noexcept { return record_->base + record_->begin; }
+  std::uint64_t end_position() const noexcept { return record_->base + record_->end; }
+  /// An empty one starts at the front of its block again. In a transaction that has saved the record.
+  void rewind() noexcept {
+    record_->base += record_->begin;
+    record_->begin = record_->end = 0;
+  }
 
   /// For a transaction that will write into the buffer: from here on the record may be changed at
   /// will, and an abort brings it back. An empty buffer starts at the front of its block again.

@@ -120,13 +120,18 @@ void Interpreter::run(std::span<const std::string_view> arguments, Batch& batch,
     return;
   }
   Call call{arguments, batch, reply, connection, now_ms, command->name};
-  const auto count = static_cast<int>(arguments.size());
-  if (command->arity > 0 ? count != command->arity : count < -command->arity) return wrong_arity(call, command->name);
-  if ((command->flags & Command::Grows) != 0 && facts_.maxmemory != 0 && over_memory(call)) {
+  execute(call, *command);
+  batch.request_done();
+}
+
+void Interpreter::execute(Call& call, const Command& command) {
+  const auto count = static_cast<int>(call.size());
+  if (command.arity > 0 ? count != command.arity : count < -command.arity) return wrong_arity(call, command.name);
+  if ((command.flags & Command::Grows) != 0 && facts_.maxmemory != 0 && over_memory(call)) {
     ++counters_.refused_writes;
-    return reply.error(kOutOfMemory);
+    return call.reply.error(kOutOfMemory);
   }
-  (this->*command->action)(call);
+  (this->*command.action)(call);
 }
 
 // Flushed tables still count until they are released: do that now if it helps.

@@ -24,8 +24,8 @@ struct Facts {
   bool luod_connected = false;
 };
 
-/// The transaction of a run of requests. A request that touches many keys may renew() it between two
-/// of them: the part before stays done if we are killed after, and the request is executed again.
+/// The transaction of a run of requests. A request that touches many keys may renew() it between two of them: the part
+/// before stays done if we are killed after, and whoever comes then goes on from there before anybody else's turn.
 class Batch {
  public:
   Batch(kho::Arena& arena, ConnectionRecord& record) : arena_{arena}, record_{record} { open(); }
@@ -34,6 +34,20 @@ class Batch {
   void renew() {
     commit();
     open();
+  }
+  /// Arguments before `at` are done, the answer has come to `count`.
+  void renew(std::size_t at, std::int64_t count) {
+    tx_->set(record_.resume_at, at);
+    tx_->set(record_.resume_count, count);
+    renew();
+  }
+  /// Where a request that may be renewed begins: at its first key, or where it was when its process died.
+  std::size_t begin_at(std::int64_t& count) const noexcept {
+    count = record_.resume_at != 0 ? record_.resume_count : 0;
+    return record_.resume_at != 0 ? record_.resume_at : 1;
+  }
+  void request_done() noexcept {
+    if (record_.resume_at != 0) tx_->set(record_.resume_at, 0);
   }
   void commit() noexcept { tx_->commit(); }
 
@@ -79,6 +93,7 @@ class Interpreter {
   static std::span<const Command> commands() noexcept;
   static const Command* find(std::string_view name) noexcept;
   bool over_memory(Call& call);
+  void execute(Call& call, const Command& command);
 
   // commands_string.cc
   void get(Call& call);

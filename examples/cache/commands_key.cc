@@ -41,9 +41,9 @@ bool parse_expire_options(Call& call, ExpireOptions& options) {
 
 void Interpreter::del(Call& call) {
   std::int64_t removed = 0;
-  for (const std::string_view key : call.arguments.subspan(1)) {
-    if (!call.batch.has_room()) call.batch.renew();
-    const Table::Place place = table_.find(call.tx(), key, call.now_ms);
+  for (std::size_t i = call.batch.begin_at(removed); i < call.size(); ++i) {
+    if (!call.batch.has_room()) call.batch.renew(i, removed);
+    const Table::Place place = table_.find(call.tx(), call[i], call.now_ms);
     if (place.entry == nullptr) continue;
     table_.erase(call.tx(), place);
     ++removed;

@@ -248,11 +248,11 @@ void Interpreter::info(Call& call) {
                                "refused_writes:{}\r\n",
                                counters_.connections, counters_.commands, counters_.expired, counters_.refused_writes));
   section("Replication", "role:master\r\nconnected_slaves:0\r\n");
-  section("Luo",
-          fmt::format("generation:{}\r\nsession:{}\r\nluod_connected:{}\r\nlast_pause_us:{}\r\n"
-                      "data_age_seconds:{}\r\n",
-                      counters_.generation, facts_.session, facts_.luod_connected ? 1 : 0, counters_.last_pause_us,
-                      call.now_ms / 1000 - static_cast<std::int64_t>(counters_.created_unix_s)));
+  section("Luo", fmt::format("generation:{}\r\nrecoveries:{}\r\nsession:{}\r\nluod_connected:{}\r\nlast_pause_us:{}\r\n"
+                             "data_age_seconds:{}\r\n",
+                             counters_.generation, counters_.recoveries, facts_.session, facts_.luod_connected ? 1 : 0,
+                             counters_.last_pause_us,
+                             call.now_ms / 1000 - static_cast<std::int64_t>(counters_.created_unix_s)));
   section("Keyspace", table_.size() == 0
                           ? std::string{}
                           : fmt::format("db0:keys={},expires={},avg_ttl=0\r\n", table_.size(), table_.expiring()));

@@ -140,8 +140,9 @@ void Interpreter::mget(Call& call) {
 
 void Interpreter::mset(Call& call) {
   if (call.size() % 2 == 0) return wrong_arity(call, call.name);
-  for (std::size_t i = 1; i < call.size(); i += 2) {
-    if (!call.batch.has_room()) call.batch.renew();
+  std::int64_t none = 0;
+  for (std::size_t i = call.batch.begin_at(none); i < call.size(); i += 2) {
+    if (!call.batch.has_room()) call.batch.renew(i, 0);
     if (!put(call, table_.find(call.tx(), call[i], call.now_ms), call[i], call[i + 1], 0)) return;
   }
   call.reply.ok();

@@ -31,7 +31,7 @@ class Rig {
     int ends[2];
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
     client_ = Fd::adopt(ends[0]);
-    if (record == nullptr) record = *store_->add_connection();
+    if (record == nullptr) record = *store_->add_connection(0);
     connection_.emplace(Fd::adopt(ends[1]), *record, limits_);
   }
   // Sends, lets the server work, and returns what came back.

@@ -73,7 +73,7 @@ bool Connection::execute(Store& store, Interpreter& interpreter, std::int64_t no
         limits_->output_bytes);
     state = State::Closed;
   }
-  if (input.empty()) record_->input.begin = record_->input.end = 0;
+  if (input.empty()) input.rewind();
   batch.commit();
   return state == State::Open && record_->closing == 0 && status == RequestParser::Status::Complete;
 }

@@ -24,9 +24,10 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 // New connections are preserved in batches: at most this much later, unless an update is coming.
-constexpr milliseconds kCollect{50};
+constexpr milliseconds kCollect{10};
 constexpr milliseconds kFirstRetry{100};
 constexpr milliseconds kLastRetry{5000};
+constexpr milliseconds kLetGo{2000};
 
 void signal_eventfd(const Fd& fd) noexcept {
   const std::uint64_t one = 1;
@@ -43,18 +44,21 @@ void clear_eventfd(const Fd& fd) noexcept {
 class Custodian::Worker {
  public:
   struct Job {
-    enum Kind { Preserve, GiveUp, Quiesced, Stop };
+    enum Kind { Preserve, GiveUp, Quiesced, LetGo, Stop };
     Kind kind;
     int fd;
     std::uint64_t token;  ///< Quiesced: the update
   };
 
-  Worker(std::string where, std::string session) : where_{std::move(where)}, name_{std::move(session)} {}
+  Worker(std::string where, std::string session, std::atomic<int>* shown)
+      : where_{std::move(where)}, name_{std::move(session)}, shown_{shown} {}
+  Result<> prepare();
   Result<> connect();
   Result<> start(Fd session, const std::vector<KeptFile>& kept);
   void begin() noexcept { may_begin_.release(); }
   luo_connection* luod() const noexcept { return luod_; }
   void end();
+  void let_go();
 
   // Either thread.
   void enqueue(Job job);
@@ -76,6 +80,10 @@ class Custodian::Worker {
   int open_and_subscribe();
   void dispatch();
   void say_ready();
+  void end_hold();
+  void show(int session) noexcept {
+    if (shown_ != nullptr) shown_->store(session);
+  }
   bool has_crossed();
   void lost(std::string_view during);
   void connect_again();
@@ -98,10 +106,12 @@ class Custodian::Worker {
   Fd to_loop_;
   std::thread thread_;
   std::counting_semaphore<2> may_begin_{0};
+  std::counting_semaphore<2> let_go_done_{0};
 
   // The thread's own, from begin() on.
   std::string where_;
   std::string name_;
+  std::atomic<int>* shown_;
   luo_connection* luod_ = nullptr;
   Fd session_;
   std::unordered_map<std::uint64_t, File> files_;
@@ -114,6 +124,7 @@ class Custodian::Worker {
   std::uint64_t quiesced_for_ = 0;  // the update for which the loop has stopped last
   bool missing_ = false;            // some of files_ are not preserved
   bool crossed_ = false;            // there is nothing left to keep
+  bool letting_go_ = false;
   bool stop_ = false;
 };
 
@@ -127,10 +138,14 @@ int Custodian::Worker::open_and_subscribe() {
   return result;
 }
 
-Result<> Custodian::Worker::connect() {
+Result<> Custodian::Worker::prepare() {
   to_worker_ = Fd::adopt(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   to_loop_ = Fd::adopt(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!to_worker_.valid() || !to_loop_.valid()) return sys_fail("eventfd");
+  return {};
+}
+
+Result<> Custodian::Worker::connect() {
   if (const int result = open_and_subscribe(); result < 0)
     return fail(-result, "connect to luod ({}). Start luod first, name its socket with --luod, or run with --no-luo",
                 luo_last_error());
@@ -139,7 +154,12 @@ Result<> Custodian::Worker::connect() {
 
 Result<> Custodian::Worker::start(Fd session, const std::vector<KeptFile>& kept) {
   session_ = std::move(session);
-  for (const KeptFile& file : kept) files_[file.token] = {file.fd, true};
+  show(session_.raw());
+  for (const KeptFile& file : kept) files_[file.token] = {file.fd, luod_ != nullptr};
+  if (luod_ == nullptr) {
+    missing_ = true;
+    due_ = Clock::now();
+  }
   sigset_t all, before;
   sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -164,8 +184,14 @@ void Custodian::Worker::end() {
     thread_.join();
   }
   for (const Job& job : queue_)
-    if (job.kind == Job::GiveUp) close_number(job.fd);
+    if (job.kind == Job::GiveUp && job.fd >= 0) close_number(job.fd);
   luo_close(luod_);
+}
+
+void Custodian::Worker::let_go() {
+  enqueue({Job::LetGo, -1, 0});
+  if (!let_go_done_.try_acquire_for(kLetGo))
+    log(Level::Warning, "luod does not answer: session '{}' stays; luoctl drop {} ends it", name_, name_);
 }
 
 void Custodian::Worker::enqueue(Job job) {
@@ -175,7 +201,7 @@ void Custodian::Worker::enqueue(Job job) {
     first = queue_.empty();
     queue_.push_back(job);
   }
-  if (first || job.kind == Job::Quiesced || job.kind == Job::Stop) signal_eventfd(to_worker_);
+  if (first || job.kind > Job::GiveUp) signal_eventfd(to_worker_);
 }
 
 std::vector<Notice> Custodian::Worker::take_notices() {
@@ -232,6 +258,7 @@ bool Custodian::Worker::take_jobs() {
       quiesced_for_ = job.token;
       urgent = true;
     }
+    if (job.kind == Job::LetGo) letting_go_ = urgent = true;
     jobs_.push_back(job);
   }
   due_ = std::min(due_, Clock::now() + kCollect);
@@ -249,16 +276,17 @@ void Custodian::Worker::carry_out() {
     } else if (job.kind == Job::GiveUp) {
       const auto file = files_.find(job.token);
       if (file != files_.end() && file->second.preserved) leaving.push_back(job);
-      else close_number(job.fd);
+      else if (job.fd >= 0) close_number(job.fd);
       if (file != files_.end()) files_.erase(file);
     }
   }
   if (missing_) preserve_missing();
   for (const Job& job : leaving) {
     unpreserve(job.token);
-    close_number(job.fd);
+    if (job.fd >= 0) close_number(job.fd);
   }
   if (preparing_ && quiesced_for_ == update_) say_ready();
+  if (letting_go_) end_hold();
 }
 
 void Custodian::Worker::preserve_missing() {
@@ -291,6 +319,14 @@ void Custodian::Worker::unpreserve(std::uint64_t token) {
   const int result = luo_unpreserve_fd(luod_, session_.raw(), token);
   if (!still_there(result, "unpreserve a connection") || result == 0 || result == -ENOENT) return;
   log(Level::Warning, "unpreserve token {}: {}", token, luo_last_error());
+}
+
+void Custodian::Worker::end_hold() {
+  letting_go_ = false;
+  if (luod_ != nullptr)
+    if (const int result = luo_session_hold(luod_, session_.raw(), LUO_HOLD_OFF); result < 0 && result != -ECONNRESET)
+      log(Level::Warning, "session '{}' stays for the next one: {}", name_, luo_last_error());
+  let_go_done_.release();
 }
 
 void Custodian::Worker::dispatch() {
@@ -347,6 +383,7 @@ void Custodian::Worker::lost(std::string_view during) {
   log(Level::Error, "luod is gone ({}); serving on, but what is cached now survives neither an update nor a crash",
       during);
   luo_close(std::exchange(luod_, nullptr));
+  show(-1);
   session_.close();
   for (auto& [token, file] : files_) file.preserved = false;
   missing_ = true;
@@ -361,6 +398,8 @@ void Custodian::Worker::connect_again() {
     const int session = luo_session_create(luod_, name_.c_str());
     if (session >= 0) {
       session_ = Fd::adopt(session);
+      show(session);
+      hold_for_the_next(luod_, session);
       log(Level::Notice, "luod is back: keeping {} files in a new session '{}'", files_.size(), name_);
       return notify(Notice::Connected);
     }
@@ -375,10 +414,23 @@ Custodian::Custodian(std::unique_ptr<Worker> worker) : worker_{std::move(worker)
 
 Custodian::~Custodian() { worker_->end(); }
 
-Result<std::unique_ptr<Custodian>> Custodian::connect(std::string where, std::string session) {
-  auto worker = std::make_unique<Worker>(std::move(where), std::move(session));
+Result<std::unique_ptr<Custodian>> Custodian::connect(std::string where, std::string session, std::atomic<int>* shown) {
+  auto worker = std::make_unique<Worker>(std::move(where), std::move(session), shown);
+  LUO_TRY(worker->prepare());
   LUO_TRY(worker->connect());
   return std::unique_ptr<Custodian>{new Custodian{std::move(worker)}};
+}
+
+Result<std::unique_ptr<Custodian>> Custodian::unconnected(std::string where, std::string session,
+                                                          std::atomic<int>* shown) {
+  auto worker = std::make_unique<Worker>(std::move(where), std::move(session), shown);
+  LUO_TRY(worker->prepare());
+  return std::unique_ptr<Custodian>{new Custodian{std::move(worker)}};
+}
+
+void hold_for_the_next(luo_connection* luod, int session) {
+  if (luo_session_hold(luod, session, LUO_HOLD_USER) < 0)
+    log(Level::Warning, "luod will not keep the session if luo-cache crashes: {}", luo_last_error());
 }
 
 luo_connection* Custodian::luod() const noexcept { return worker_->luod(); }
@@ -387,6 +439,7 @@ Result<> Custodian::start(Fd session, const std::vector<KeptFile>& kept) {
 }
 
 void Custodian::begin() { worker_->begin(); }
+void Custodian::let_go() { worker_->let_go(); }
 
 FdRef Custodian::wakeup() const noexcept { return worker_->to_loop(); }
 std::vector<Notice> Custodian::take_notices() { return worker_->take_notices(); }

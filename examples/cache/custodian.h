@@ -8,6 +8,7 @@
 //     quiesced()             ──────→       (everything above first) luo_update_ready
 //                            ←──────       Notice::HandedOver | Notice::Resumed
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -39,19 +40,27 @@ struct Notice {
   std::uint64_t update = 0;  ///< Prepare: which one
 };
 
+/// After a crash the session waits for the next luo-cache of this user.
+void hold_for_the_next(luo_connection* luod, int session);
+
 /// Functions are for the loop thread and return at once, but for connect().
 class Custodian {
  public:
   /// Connects to luod (`where` empty: libluo's default) and asks for its announcements. That comes before
   /// the session of that name is ours: an update may be announced from then on. Errors as luo_open().
-  static Result<std::unique_ptr<Custodian>> connect(std::string where, std::string session);
+  /// `shown` (may be null; outlives us) has the number of the session's descriptor at any time, -1 for none.
+  static Result<std::unique_ptr<Custodian>> connect(std::string where, std::string session,
+                                                    std::atomic<int>* shown = nullptr);
+  /// With no luod there: one is looked for, and the session made anew, as after a loss.
+  static Result<std::unique_ptr<Custodian>> unconnected(std::string where, std::string session,
+                                                        std::atomic<int>* shown = nullptr);
   /// Ends the thread, if it runs. The session is given up with it, unless it was handed over.
   ~Custodian();
 
-  /// For the caller's own calls, until begin().
+  /// For the caller's own calls, until begin(). nullptr: unconnected.
   luo_connection* luod() const noexcept;
   /// Starts the thread, which blocks all signals and waits for begin(). `kept` is what is in the session
-  /// already. EAGAIN.
+  /// already; unconnected, what should be in it. EAGAIN.
   Result<> start(Fd session, const std::vector<KeptFile>& kept);
   /// From here on the connection to luod is the thread's.
   void begin();
@@ -61,10 +70,12 @@ class Custodian {
   std::vector<Notice> take_notices();
 
   void preserve(FdRef file, std::uint64_t token);
-  /// Closes `file`, and takes it out of the session first if it is in it.
+  /// Closes `file` (may be empty), and takes it out of the session first if it is in it.
   void give_up(Fd file, std::uint64_t token);
   /// For that update; what was said for one that is over counts for no other.
   void quiesced(std::uint64_t update);
+  /// The service is being stopped: its session shall end with it, not wait for the next one. Waits a little for luod.
+  void let_go();
 
  private:
   class Worker;

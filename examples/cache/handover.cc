@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "cache/listen.h"
+#include "cache/recovery.h"
 #include "luo/luo.h"
 
 namespace luo::cache {
@@ -20,14 +21,6 @@ Result<Listeners> listen_anew(const Options& options) {
   if (!options.unix_socket.empty())
     listeners.unix_socket = LUO_TRY_DURING("start serving", listen_unix(options.unix_socket));
   return listeners;
-}
-
-// What is listened on, which a successor's own options do not change.
-Result<> note_addresses(Facts& facts, const Listeners& listeners) {
-  facts.port = LUO_TRY(port_of(listeners.tcp));
-  facts.bind = address_of(listeners.tcp);
-  facts.unix_socket = listeners.unix_socket.valid() ? address_of(listeners.unix_socket) : std::string{};
-  return {};
 }
 
 // A libluo call that returns a descriptor or 0.
@@ -57,14 +50,7 @@ class Incoming {
 };
 
 Result<> Incoming::refresh() {
-  std::vector<std::uint64_t> tokens(files_.size() + 256);
-  for (;;) {
-    const int count = LUO_TRY(
-        checked(luo_session_tokens(luod_, session_.raw(), tokens.data(), tokens.size()), "list the session's files"));
-    const bool all = static_cast<std::size_t>(count) <= tokens.size();
-    tokens.resize(static_cast<std::size_t>(count));
-    if (all) break;
-  }
+  const std::vector<std::uint64_t> tokens = LUO_TRY(tokens_of(luod_, session_.raw()));
   std::vector<std::uint64_t> fresh;
   std::unordered_map<std::uint64_t, Fd> now;
   now.reserve(tokens.size());
@@ -107,6 +93,7 @@ Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, std:
         checked(luo_preserve_fd(custodian->luod(), session.raw(), file.fd, file.token), "preserve the cache's files"));
   auto server = LUO_TRY(
       Server::create({.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
+  hold_for_the_next(custodian->luod(), session.raw());
   Custodian& keeper = *custodian;
   LUO_TRY(keeper.start(std::move(session), kept));
   LUO_TRY(server->keep_with(std::move(custodian)));
@@ -136,16 +123,21 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std
   Store& data = *store;
   auto server = LUO_TRY(
       Server::create({.store = std::move(store), .listeners = std::move(listeners), .facts = std::move(facts)}));
-  // An owner that died instead of stopping may have sent or received what its records do not tell: such
-  // connections are closed. The data is whole all the same, it changes by transactions.
+  // An owner that died instead of stopping may have sent or received what its records do not tell. The data is whole
+  // all the same, it changes by transactions.
   const bool stopped = data.counters().quiesced_ns != 0;
   std::vector<ConnectionRecord*> orphans;
   for (ConnectionRecord* record = data.first_connection(); record != nullptr; record = data.next_connection(*record)) {
-    Fd socket = stopped ? incoming.take(record->token) : Fd{};
-    if (!socket.valid()) {
+    const FdRef found = incoming.peek(record->token);
+    auto whole = found.raw < 0 ? fail(ENOENT, "connection {} was not preserved yet", record->token)
+                 : stopped     ? Result<>{}
+                               : catch_up(*record, found);
+    if (!whole) {
+      log(Level::Notice, "closed: {}", whole.error());
       orphans.push_back(record);
       continue;
     }
+    Fd socket = incoming.take(record->token);
     kept.push_back({socket.raw(), record->token});
     LUO_TRY(server->adopt(std::move(socket), *record));
   }
@@ -156,9 +148,10 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std
   LUO_TRY(keeper.start(incoming.take_session(), kept));
   LUO_TRY(server->keep_with(std::move(custodian)));
   LUO_TRY(checked(luo_session_renew(keeper.luod(), session), "take the session over"));
+  hold_for_the_next(keeper.luod(), session);
   keeper.begin();
 
-  ++data.counters().generation;
+  ++(stopped ? data.counters().generation : data.counters().recoveries);
   for (ConnectionRecord* record : orphans) data.remove_connection(*record);
   if (!orphans.empty()) log(Level::Notice, "{} connections did not come across", orphans.size());
   for (const KeptFile& file : fresh) keeper.preserve(FdRef::borrow(file.fd), file.token);
@@ -170,6 +163,24 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std
 
 }  // namespace
 
+Result<> note_addresses(Facts& facts, const Listeners& listeners) {
+  facts.port = LUO_TRY(port_of(listeners.tcp));
+  facts.bind = address_of(listeners.tcp);
+  facts.unix_socket = listeners.unix_socket.valid() ? address_of(listeners.unix_socket) : std::string{};
+  return {};
+}
+
+Result<std::vector<std::uint64_t>> tokens_of(luo_connection* luod, int session) {
+  std::vector<std::uint64_t> tokens(256);
+  for (;;) {
+    const int count =
+        LUO_TRY(checked(luo_session_tokens(luod, session, tokens.data(), tokens.size()), "list the session's files"));
+    const bool all = static_cast<std::size_t>(count) <= tokens.size();
+    tokens.resize(static_cast<std::size_t>(count));
+    if (all) return tokens;
+  }
+}
+
 Result<std::unique_ptr<Server>> start_alone(const Options& options, Facts facts) {
   Listeners listeners = LUO_TRY(listen_anew(options));
   LUO_TRY(note_addresses(facts, listeners));
@@ -178,8 +189,8 @@ Result<std::unique_ptr<Server>> start_alone(const Options& options, Facts facts)
                          .facts = std::move(facts)});
 }
 
-Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts facts) {
-  auto custodian = LUO_TRY(Custodian::connect(options.luod, options.session));
+Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts facts, std::atomic<int>* shown) {
+  auto custodian = LUO_TRY(Custodian::connect(options.luod, options.session, shown));
   luo_connection* luod = custodian->luod();
   const int retrieved = luo_session_retrieve(luod, options.session.c_str());
   if (retrieved >= 0) {

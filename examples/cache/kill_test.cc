@@ -79,6 +79,16 @@ TEST_F(KilledTable, Append) {
                           });
 }
 
+// The end of the old value is free once a shorter one is there, and the next command may write it.
+TEST_F(KilledTable, OverwriteWithAShorterOneAndAppend) {
+  expect_all_or_nothing([](Store& store) { set(store, "a", std::string(200, 'o')); },
+                        [](Store& store, kho::Tx& tx) {
+                          const std::string fresh(120, 'n'), more(60, '+');
+                          (void)store.table().put(tx, store.table().find(tx, "a", kNow), "a", fresh, 0);
+                          (void)store.table().append(tx, store.table().find(tx, "a", kNow), more);
+                        });
+}
+
 TEST_F(KilledTable, EraseAndForgetTheExpired) {
   expect_all_or_nothing(
       [](Store& store) {

@@ -72,6 +72,12 @@ Result<std::uint16_t> port_of(FdRef listener) {
   return fail(EINVAL, "fd {} is not a TCP socket", listener.raw);
 }
 
+std::uint64_t cookie_of(FdRef socket) noexcept {
+  std::uint64_t cookie = 0;
+  socklen_t size = sizeof cookie;
+  return ::getsockopt(socket.raw, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
+}
+
 std::string address_of(FdRef listener) {
   sockaddr_storage address{};
   socklen_t size = sizeof address;

@@ -17,4 +17,7 @@ Result<std::uint16_t> port_of(FdRef listener);
 /// Its address, or the path of a Unix one; empty if it has none.
 std::string address_of(FdRef listener);
 
+/// The kernel's name of a socket, never used again (SO_COOKIE); 0 if it is none.
+std::uint64_t cookie_of(FdRef socket) noexcept;
+
 }  // namespace luo::cache

@@ -37,12 +37,40 @@ void say_ready(const Options& options, const Facts& facts) {
   ::close(options.ready_fd);
 }
 
-Result<std::unique_ptr<Server>> start(const Options& options) {
+Result<std::unique_ptr<Server>> start(const Options& options, Heritage* heritage, const std::vector<int>& inherited) {
   Facts facts;
   facts.version = LUO_CACHE_VERSION;
   facts.maxmemory = options.maxmemory;
   if (options.use_luod) facts.session = options.session;
-  return options.use_luod ? start_with_luod(options, facts) : start_alone(options, facts);
+  if (heritage != nullptr && heritage->served) return start_again(options, facts, *heritage, inherited);
+  if (!options.use_luod) return start_alone(options, facts);
+  return start_with_luod(options, facts, heritage != nullptr ? &heritage->session : nullptr);
+}
+
+// What the next server of the same supervisor finds in the descriptor table.
+void bequeath(const Server& server, Heritage& heritage) {
+  heritage.arena = server.arena().raw;
+  heritage.tcp = server.listeners().tcp.raw();
+  heritage.unix_socket = server.listeners().unix_socket.raw();
+  heritage.served = true;
+}
+
+int serve(const Options& options, Heritage* heritage, const std::vector<int>& inherited) {
+  const bool again = heritage != nullptr && heritage->served;
+  auto server = start(options, heritage, inherited);
+  if (!server) {
+    log(Level::Error, "{}", server.error());
+    return 1;
+  }
+  const Facts& facts = (*server)->facts();
+  if (heritage != nullptr) bequeath(**server, *heritage);
+  if (!again) say_ready(options, facts);
+  const auto ending = (*server)->run();
+  if (!ending) log(Level::Error, "{}", ending.error());
+  if (ending && *ending == Server::Ending::Stopped && !facts.unix_socket.empty()) ::unlink(facts.unix_socket.c_str());
+  // Nothing is torn down: the custodian may be waiting for luod, and the end of the process closes all
+  // there is to close.
+  ::_exit(ending ? 0 : 1);
 }
 
 }  // namespace
@@ -56,18 +84,12 @@ int main(int argc, char** argv) {
   log_as("luo-cache");
   cache::raise_descriptor_limit();
   cache::block_signals();
-  auto server = cache::start(options);
-  if (!server) {
-    log(Level::Error, "{}", server.error());
-    return 1;
-  }
-  const cache::Facts& facts = (*server)->facts();
-  cache::say_ready(options, facts);
-  const auto ending = (*server)->run();
-  if (!ending) log(Level::Error, "{}", ending.error());
-  if (ending && *ending == cache::Server::Ending::Stopped && !facts.unix_socket.empty())
-    ::unlink(facts.unix_socket.c_str());
-  // Nothing is torn down: the custodian may be waiting for luod, and the end of the process closes all
-  // there is to close.
-  ::_exit(ending ? 0 : 1);
+  if (!options.supervise) return cache::serve(options, nullptr, {});
+  const auto status = cache::supervise([&](cache::Heritage& heritage, const std::vector<int>& inherited) {
+    heritage.spare = options.ready_fd;
+    return cache::serve(options, &heritage, inherited);
+  });
+  if (status) return *status;
+  log(Level::Error, "{}", status.error());
+  return 1;
 }

@@ -22,6 +22,7 @@ Examples:
                                             replace it under load: the new process takes over the keys
                                             and the connections, no client notices. It goes on listening
                                             where the old one did; other options are its own
+  luo-cache --supervise                     be killed (kill -9) and go on: no client notices
   luo-cache --no-luo --port 0               alone, on a free port (printed), as a plain cache
   luo-cache --luod /tmp/luod.sock --session cache2 --port 6391
                                             a second one, kept by a luod of your own
@@ -67,7 +68,11 @@ std::variant<Options, int> parse_options(int argc, char** argv) {
       ->type_name("SIZE");
   auto* luod = app.add_option("--luod", options.luod, "luod's socket (default: $LUO_SOCKET, else /run/luo/luod.sock)")
                    ->type_name("SOCKET");
-  app.add_flag("--no-luo", alone, "run without luod: an update or a crash loses everything")->excludes(luod);
+  app.add_flag("--no-luo", alone,
+               "run without luod: an update loses everything, and so does a crash without --supervise")
+      ->excludes(luod);
+  app.add_flag("--supervise", options.supervise,
+               "start again at once after a crash, with every connection; the process that was started waits for it");
   app.add_option("--ready-fd", options.ready_fd, "write the port and a newline to this descriptor when serving")
       ->type_name("N");
   try {

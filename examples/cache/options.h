@@ -13,6 +13,7 @@ struct Options {
   std::string session = "cache";
   std::string luod;  ///< empty: libluo's default
   bool use_luod = true;
+  bool supervise = false;
   std::uint64_t maxmemory = 0;
   int ready_fd = -1;  ///< gets "PORT\n" when requests are served
 };

@@ -14,7 +14,7 @@
 
 namespace luo::cache {
 
-inline constexpr kho::Layout kLayout{"luo-cache", 1};
+inline constexpr kho::Layout kLayout{"luo-cache", 2};
 inline constexpr unsigned kRootSlot = 0;
 
 /// One key and its value, in one block: this header, the key's bytes, the value's bytes, slack.
@@ -50,21 +50,27 @@ struct TableRecord {
   std::uint64_t dead;      ///< DeadTable list
 };
 
-/// A stretch of bytes in a block: [begin, end) is full, [end, room) is free.
+/// A stretch of bytes in a block: [begin, end) is full, [end, room) is free. Moving `end` or `begin` says that
+/// something came or went, with one store; base + begin and base + end are places in the whole stream of the
+/// connection, which TCP counts too: that is how a crash between the call and the store is made good.
 struct BufferRecord {
   std::uint64_t block;
   std::uint64_t room;
   std::uint64_t begin;
   std::uint64_t end;
+  std::uint64_t base;  ///< how much of the stream went through before the block's first byte
 };
 
 struct ConnectionRecord {
   std::uint64_t next;  ///< in the list of all
   std::uint64_t previous;
-  std::uint64_t token;    ///< of its socket in the session
-  BufferRecord input;     ///< received, not executed
-  BufferRecord output;    ///< answered, not sent
-  std::uint32_t closing;  ///< close when the output is sent
+  std::uint64_t token;        ///< of its socket in the session
+  std::uint64_t cookie;       ///< the kernel's name of the socket (SO_COOKIE)
+  BufferRecord input;         ///< received, not executed
+  BufferRecord output;        ///< answered, not sent
+  std::uint64_t resume_at;    ///< the first request in `input` is done up to this argument; 0: it is not begun
+  std::int64_t resume_count;  ///< and its answer has come to this
+  std::uint32_t closing;      ///< close when the output is sent
   std::uint32_t name_bytes;
   char name[64];  ///< CLIENT SETNAME
 };
@@ -91,6 +97,7 @@ struct Counters {
   std::uint64_t created_unix_s;
   std::uint64_t expired;
   std::uint64_t refused_writes;  ///< for maxmemory
+  std::uint64_t recoveries;      ///< owners that died and were succeeded
 };
 static_assert(sizeof(Counters) <= kho::Arena::kControlBytes);
 

@@ -8,10 +8,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <ctime>
 
 #include "base/log.h"
+#include "cache/listen.h"
 
 namespace luo::cache {
 namespace {
@@ -80,7 +82,7 @@ Result<> Server::adopt(Fd socket, ConnectionRecord& record) {
 
 Result<> Server::keep_with(std::unique_ptr<Custodian> custodian) {
   custodian_ = std::move(custodian);
-  facts_.luod_connected = custodian_ != nullptr;
+  facts_.luod_connected = custodian_ != nullptr && custodian_->luod() != nullptr;
   if (custodian_ == nullptr) return {};
   return watch(custodian_->wakeup(), custodian_.get(), EPOLLIN, EPOLL_CTL_ADD);
 }
@@ -118,8 +120,10 @@ Result<Server::Ending> Server::run() {
     on_tick();
     if (notified) on_notices();
   }
-  if (*ending_ == Ending::Stopped)
+  if (*ending_ == Ending::Stopped) {
     for (auto& [token, connection] : connections_) ::shutdown(connection->socket().raw, SHUT_RDWR);
+    if (custodian_ != nullptr) custodian_->let_go();
+  }
   return *ending_;
 }
 
@@ -170,21 +174,21 @@ void Server::accept_from(FdRef listener) {
       }
       return;
     }
-    const int one = 1;
-    ::setsockopt(socket.raw(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);  // fails on a Unix socket, harmlessly
-    auto record = store_->add_connection();
-    if (!record) {
-      log(Level::Warning, "refused a connection: {}", record.error());
-      continue;
-    }
-    const int raw = socket.raw();
-    if (auto adopted = adopt(std::move(socket), **record); !adopted) {
-      log(Level::Warning, "refused a connection: {}", adopted.error());
-      store_->remove_connection(**record);
-      continue;
-    }
-    if (custodian_ != nullptr) custodian_->preserve(FdRef::borrow(raw), (*record)->token);
+    welcome(std::move(socket));
   }
+}
+
+void Server::welcome(Fd socket) {
+  const int one = 1;
+  ::setsockopt(socket.raw(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);  // fails on a Unix socket, harmlessly
+  auto record = store_->add_connection(cookie_of(socket));
+  if (!record) return log(Level::Warning, "refused a connection: {}", record.error());
+  const int raw = socket.raw();
+  if (auto adopted = adopt(std::move(socket), **record); !adopted) {
+    log(Level::Warning, "refused a connection: {}", adopted.error());
+    return store_->remove_connection(**record);
+  }
+  if (custodian_ != nullptr) custodian_->preserve(FdRef::borrow(raw), (*record)->token);
 }
 
 // Out of descriptors or memory: the listeners would stay readable, so they are left alone for a tick.
@@ -270,6 +274,8 @@ void Server::work_on_all() {
   for (auto& [token, connection] : connections_)
     if (connection->has_input() || connection->wants_to_send() || connection->record().closing != 0)
       waiting.push_back(connection.get());
+  // A request that its process has done in part comes before all others.
+  std::ranges::stable_partition(waiting, [](Connection* one) { return one->record().resume_at != 0; });
   for (Connection* connection : waiting) {
     connection->restart();
     after_work(*connection, connection->work(*store_, interpreter_, now_ms_));

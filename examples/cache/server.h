@@ -26,6 +26,8 @@ class Server {
   static Result<std::unique_ptr<Server>> create(Parts parts);
   ~Server();
 
+  /// Begins to serve a connection that nobody has served yet.
+  void welcome(Fd socket);
   /// Puts a connection that another process served back to work. Before run().
   Result<> adopt(Fd socket, ConnectionRecord& record);
   /// From here on connections are kept in the session. nullptr: they are not.
@@ -33,6 +35,9 @@ class Server {
 
   enum class Ending { Stopped, HandedOver };
   const Facts& facts() const noexcept { return facts_; }
+  /// What another process needs that takes our descriptor table over.
+  FdRef arena() const noexcept { return store_->arena().fd(); }
+  const Listeners& listeners() const noexcept { return listeners_; }
   /// Serves until SIGTERM or SIGINT (blocked by the caller, all threads), or until a successor serves.
   Result<Ending> run();
 

@@ -74,11 +74,12 @@ Result<> Store::check() const {
   return table_->check();
 }
 
-Result<ConnectionRecord*> Store::add_connection() {
+Result<ConnectionRecord*> Store::add_connection(std::uint64_t cookie) {
   kho::Tx tx{arena_};
   const auto ref = LUO_TRY(tx.make<ConnectionRecord>());
   ConnectionRecord* record = arena_.get(ref);
   record->token = record_->next_token;
+  record->cookie = cookie;
   record->next = record_->connections;
   if (ConnectionRecord* next = first_connection()) tx.set(next->previous, ref.at);
   tx.set(record_->connections, ref.at);

@@ -20,8 +20,8 @@ class Store {
   Table& table() noexcept { return *table_; }
   Counters& counters() const noexcept { return *reinterpret_cast<Counters*>(arena_.control().data()); }
 
-  /// A record for a new connection, with a token of its own. ENOMEM.
-  Result<ConnectionRecord*> add_connection();
+  /// A record for a new connection, with a token of its own. `cookie`: its socket's. ENOMEM.
+  Result<ConnectionRecord*> add_connection(std::uint64_t cookie);
   /// Takes it out of the list and releases it with its buffers.
   void remove_connection(ConnectionRecord& record);
   /// Any connection, or the one after `record`; nullptr: no more.

@@ -112,12 +112,10 @@ Result<> Table::put(kho::Tx& tx, Place place, std::string_view key, std::string_
     if (bytes > usable || usable > 2 * bytes + 64 || std::min<std::size_t>(entry->value_bytes, value.size()) > kInPlace)
       return replace(tx, place, value, {}, expire_ms, 0);
     if (entry->expire_ms != expire_ms) set_expire(tx, *entry, expire_ms);
-    if (entry->value_bytes != value.size()) {
-      tx.save(entry->value_at(), std::min<std::size_t>(entry->value_bytes, value.size()));
-      tx.set(entry->value_bytes, static_cast<std::uint32_t>(value.size()));
-    } else {
-      tx.save(entry->value_at(), value.size());
-    }
+    // All of it, also what a shorter one leaves alone: that is free then, and written by an append in the same
+    // transaction.
+    tx.save(entry->value_at(), entry->value_bytes);
+    if (entry->value_bytes != value.size()) tx.set(entry->value_bytes, static_cast<std::uint32_t>(value.size()));
     if (!value.empty()) std::memcpy(entry->value_at(), value.data(), value.size());
     return {};
   }
