@@ -206,9 +206,10 @@ Result<std::unique_ptr<Server>> start_with_luod(const Options& options, Facts fa
     }
     return restore(options, std::move(facts), std::move(custodian), std::move(incoming), std::move(warm));
   }
-  if (retrieved != -ENOENT || luo_is_successor(luod) != 0)
+  if (luo_is_successor(luod) != 0 || (retrieved != -ENOENT && retrieved != -EINVAL))
     return fail(-retrieved, "retrieve session '{}' ({})", options.session, luo_last_error());
-  const int created = luo_session_create(luod, options.session.c_str());
+  // EINVAL: it is held, and somebody has it.
+  const int created = retrieved == -EINVAL ? -EEXIST : luo_session_create(luod, options.session.c_str());
   if (created == -EEXIST)
     return fail(EEXIST,
                 "session '{0}' is another process's. To replace that one: luoctl update service {0} -- luo-cache …; "

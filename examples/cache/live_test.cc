@@ -12,6 +12,7 @@
 #include <fstream>
 #include <thread>
 
+#include "cache/records.h"
 #include "cache/test_client.h"
 #include "support/luod_fixture.h"
 
@@ -197,7 +198,7 @@ TEST_F(LiveCache, GoesOnWhateverTheSuccessorIs) {
       {"crashes after it has read the memory", {LUO_CACHE_DYING_SUCCESSOR, "read"}, "read it all"},
       {"reads another layout",
        {LUO_CACHE_DYING_SUCCESSOR, "other_layout"},
-       "it holds luo-cache version 1, expected is"},
+       fmt::format("it holds luo-cache version {}, expected is", kLayout.version)},
       {"dies when the old one has stopped", {LUO_CACHE_DYING_SUCCESSOR, "take_over"}, ""},
       {"serves another session", {LUO_CACHE_PROGRAM, "--session", "another"}, ""},
       {"hangs", {"--timeout", "0.5", "--", "/bin/sh", "-c", "echo let me think >&2; exec sleep 1000"}, "let me think"},

@@ -18,7 +18,7 @@
 namespace luo::cache {
 namespace {
 
-constexpr long kShortLifeMs = 20;
+constexpr long kShortLifeMs = 5;
 constexpr long kLongestDelayMs = 1000;
 constexpr long kLeastDelayMs = 16;  // five deaths at once in a row
 

@@ -44,6 +44,7 @@ constexpr Hint kHints[] = {
     {Operation::TakeOver, ECANCELED, "the update was called off, the old owner goes on"},
     {Operation::TakeOver, ETIMEDOUT, "the old owner did not quiesce in time"},
     {Operation::Tcp, EOPNOTSUPP, "only TCP sockets count what goes through them"},
+    {Operation::Tcp, EBADF, "that is not an open socket"},
 };
 
 }  // namespace
@@ -73,7 +74,8 @@ int report(Operation operation, std::string_view goal, const Error& error) noexc
   try {
     // luod's own sentence says more than we can; where it is, or what we met ourselves, needs the hint.
     std::string_view advice;
-    if (error.what.empty() || operation == Operation::Open) advice = hint(operation, error.code);
+    if (error.what.empty() || operation == Operation::Open || operation == Operation::Tcp)
+      advice = hint(operation, error.code);
     if (advice.empty() && (error.what.empty() || error.code != ENOTSUP)) advice = common_hint(error.code);
     // luod's sentence may begin with the same goal.
     const bool said = error.what.starts_with(goal);

@@ -125,7 +125,7 @@ TEST(TcpPosition, RefusesWhatDoesNotCount) {
   int ends[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
   EXPECT_EQ(luo_tcp_get_position(ends[0], LUO_TCP_ACCEPTED, &none), -EOPNOTSUPP);
-  EXPECT_NE(std::string_view{luo_last_error()}.find("TCP"), std::string_view::npos);
+  EXPECT_NE(std::string_view{luo_last_error()}.find("only TCP sockets count"), std::string_view::npos);
   ::close(ends[0]);
   ::close(ends[1]);
   EXPECT_EQ(luo_tcp_get_position(ends[0], LUO_TCP_ACCEPTED, &none), -EBADF);
