@@ -3,9 +3,10 @@ import analysis
 import svg
 
 WIDTH, LEFT, RIGHT = 1640, 180, 250
-COLOURS = {"update luod": "#0072B2", "update service": "#009E73", "kill worker": "#D55E00", "kill keeper": "#B0578D"}
+COLOURS = {"update luod": "#0072B2", "update service": "#009E73", "kill worker": "#D55E00", "kill keeper": "#B0578D",
+           "kill service": "#8a6d00"}
 WHAT = {"update luod": "luoctl update luod", "update service": "luoctl update service",
-        "kill worker": "SIGKILL luod worker", "kill keeper": "SIGKILL luod keeper"}
+        "kill worker": "SIGKILL luod worker", "kill keeper": "SIGKILL luod keeper", "kill service": "SIGKILL luo-cache"}
 LANES = {"luod keeper": ("#5a6b7d", "#93a3b3"), "luod worker": ("#3f6fa3", "#86abd1"),
          "luo-cache": ("#2f8a5b", "#83c3a2"), "redis-server": ("#8a8a8a", "#b8b8b8")}
 OUTAGE = "#c62828"
@@ -14,7 +15,7 @@ LATENCY = {"low": 0.02, "high": 10_000.0}  # ms
 
 def draw(demo, clients, probe, redis, redis_trace, report):
     zoomed = [(kind, pick(demo.events, kind)) for kind in COLOURS if any(e.name == kind for e in demo.events)]
-    canvas = svg.Canvas(WIDTH, 985)
+    canvas = svg.Canvas(WIDTH, 1007)
     end = max([demo.ended, *(redis_trace.end[-1:] or [0])])
     time = svg.Axis(0.0, (end - demo.began) / 1e9, LEFT, WIDTH - RIGHT)
     place = lambda at: time((at - demo.began) / 1e9)

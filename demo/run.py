@@ -2,8 +2,8 @@
 """The demonstration: a cache under load, while everything under it is replaced and killed.
 
 Starts luod and luo-cache, loads a data set, and while redis-benchmark and a verifying client talk to
-the cache without a pause, updates luod, updates the cache, kills luod's worker and luod's keeper, each
-many times in random order at random moments. Then restarts a redis-server with the same data the way
+the cache without a pause, updates luod, updates the cache, kills luod's worker, luod's keeper and the
+cache itself, each many times in random order at random moments. Then restarts a redis-server with the same data the way
 its users do. Ends with a table, report.json and timeline.svg; exit status 0 if no request failed and
 no key was lost, 1 otherwise, 2 if the run itself went wrong.
 """
@@ -24,7 +24,7 @@ import stage as stages
 import table
 
 HERE = pathlib.Path(__file__).resolve().parent
-KINDS = ("update luod", "update service", "kill worker", "kill keeper")
+KINDS = ("update luod", "update service", "kill worker", "kill keeper", "kill service")
 REDIS_RESTARTS = 3
 
 
@@ -112,6 +112,12 @@ class Demo:
 
         self.stage.wait_until(f"a new {who}", replaced, every=0.001)
 
+    def kill_service(self):
+        """Its supervisor starts the next one, which goes on with every connection."""
+        old = self.cache_pid()
+        os.kill(old, signal.SIGKILL)
+        self.stage.wait_until("the next luo-cache", lambda: self.cache_pid() not in (old, 0), every=0.001)
+
     def do(self, kind):
         before = stages.resp_info(self.port)
         # The pause is what clients see, so the clock starts before anything is done.
@@ -120,6 +126,8 @@ class Demo:
             self.stage.update_luod()
         elif kind == "update service":
             self.stage.update_service(self.port)
+        elif kind == "kill service":
+            self.kill_service()
         else:
             self.kill("worker" if kind == "kill worker" else "keeper")
         end = stages.monotonic_ns()

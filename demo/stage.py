@@ -199,7 +199,7 @@ class Stage:
         return json.loads(self.call(["luoctl", "status", "--json"]))
 
     def cache_command(self, port, session="cache"):
-        return ["luo-cache", "--port", str(port), "--session", session]
+        return ["luo-cache", "--supervise", "--port", str(port), "--session", session]
 
     def start_cache(self, port, session="cache"):
         self.start("luo-cache", self.cache_command(port, session))
