@@ -8,6 +8,7 @@ PREFIX ?= /usr/local
 JOBS ?= 2
 FUZZ_SECONDS ?= 60
 KILLS ?= 10000
+CACHE_KILLS ?= 1000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
@@ -30,10 +31,11 @@ demo: build ## a cache under load while all under it is replaced: KEYS= VALUE= C
 test: deps ## all tests: unit, integration, crash, and the sanitizer builds
 	@scripts/run-tests
 
-soak: deps ## random operations under KILLS= (10000) random kills of everything; SEED= repeats the choices of a run
+soak: deps ## random kills of everything: KILLS= (10000), of luo-cache: CACHE_KILLS= (1000); SEED= repeats the choices of a run
 	@cmake --preset dev --log-level=WARNING $(CCACHE)
-	@cmake --build --preset dev -j $(JOBS) --target luo-soak luod luoctl
+	@cmake --build --preset dev -j $(JOBS) --target luo-soak luod luoctl luo-cache luo-cache-kills
 	@build/dev/bin/luo-soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+	@build/dev/bin/luo-cache-kills --kills $(CACHE_KILLS) $(if $(SEED),--seed $(SEED))
 
 bench: build ## the limits of the project, measured: build/bench/report.json
 	@tests/bench/run.py
