@@ -109,7 +109,7 @@ Result<> Table::put(kho::Tx& tx, Place place, std::string_view key, std::string_
   const std::size_t bytes = sizeof(Entry) + key.size() + value.size();
   if (Entry* entry = place.entry; entry != nullptr) {
     const std::size_t usable = arena_->usable_size(arena_->ref_of(entry).addr());
-    if (bytes > usable || usable > 2 * bytes + 64 || std::min<std::size_t>(entry->value_bytes, value.size()) > kInPlace)
+    if (bytes > usable || usable > 2 * bytes + 64 || entry->value_bytes > kInPlace)
       return replace(tx, place, value, {}, expire_ms, 0);
     if (entry->expire_ms != expire_ms) set_expire(tx, *entry, expire_ms);
     // All of it, also what a shorter one leaves alone: that is free then, and written by an append in the same
