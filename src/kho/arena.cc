@@ -59,9 +59,9 @@ Result<Arena> Arena::create(const ArenaOptions& options) {
   const auto make = [&]() -> Result<Arena> {
     Fd fd = LUO_TRY(create_memfd(options.name, geometry.file_bytes));
     LUO_TRY(give_memory(fd, 0, kLogAt + kLogBytes));
-    Mapping mapping = LUO_TRY(Mapping::map(fd, geometry.file_bytes, Mapping::Kind::Shared));
+    Mapping mapping = LUO_TRY(map_whole(fd, geometry, options.pages));
     Header header{};
-    header.constants = constants_of(options.layout, geometry);
+    header.constants = constants_of(options.layout, geometry, options.pages);
     UndoLog::format(mapping.at());
     std::memcpy(mapping.at(), &header, sizeof header);
     return Arena{std::make_unique<Impl>(std::move(fd), std::move(mapping), geometry)};
@@ -118,7 +118,7 @@ WarmArena::~WarmArena() = default;
 Result<WarmArena> Arena::warm(FdRef memfd, const Layout& expected) {
   const auto map = [&]() -> Result<WarmArena> {
     const HeaderConstants constants = LUO_TRY(constants_for(memfd, expected));
-    Mapping mapping = LUO_TRY(Mapping::map(memfd, constants.geometry.file_bytes, Mapping::Kind::Shared));
+    Mapping mapping = LUO_TRY(map_whole(memfd, constants.geometry, constants.pages));
     bring_in(mapping.at(), constants.geometry);  // a kernel that cannot only makes the first use slower
     const std::uint64_t inode = LUO_TRY(inode_of(memfd));
     return WarmArena{std::make_unique<WarmArena::Impl>(WarmArena::Impl{std::move(mapping), inode})};
@@ -130,7 +130,7 @@ Result<Arena> Arena::open(Fd memfd, const Layout& expected) {
   const auto take_over = [&]() -> Result<Arena> {
     const HeaderConstants constants = LUO_TRY(constants_for(memfd, expected));
     const Geometry& geometry = constants.geometry;
-    Mapping mapping = LUO_TRY(Mapping::map(memfd, geometry.file_bytes, Mapping::Kind::Shared));
+    Mapping mapping = LUO_TRY(map_whole(memfd, geometry, constants.pages));
     LUO_TRY(settle(mapping, geometry, memfd));
     return Arena{std::make_unique<Impl>(std::move(memfd), std::move(mapping), geometry)};
   };
@@ -156,7 +156,8 @@ Result<ArenaInfo> Arena::inspect(FdRef memfd) {
     LogHeader log{};
     if (::pread(memfd.raw, &log, sizeof log, static_cast<off_t>(kLogAt)) != sizeof log)
       return sys_fail("pread(fd {}, undo log)", memfd.raw);
-    return ArenaInfo{constants.layout, constants.format, Bytes{LUO_TRY(memory_of(memfd))}, tail_of(log.tail) != 0};
+    return ArenaInfo{constants.layout, constants.format, Bytes{LUO_TRY(memory_of(memfd))}, tail_of(log.tail) != 0,
+                     constants.pages};
   };
   return LUO_TRY_DURING("inspect arena", look());
 }

@@ -12,7 +12,9 @@ namespace {
 
 constexpr Layout kLayout{"bench", 1};
 
-Arena make_arena(Bytes size) { return Arena::create({.name = "bench", .layout = kLayout, .max_size = size}).value(); }
+Arena make_arena(Bytes size, Pages pages = Pages::Normal) {
+  return Arena::create({.name = "bench", .layout = kLayout, .max_size = size, .pages = pages}).value();
+}
 
 void set_8_bytes(benchmark::State& state) {
   Arena arena = make_arena(16_MiB);
@@ -96,6 +98,70 @@ void open_a_heap(benchmark::State& state) {
   }
 }
 BENCHMARK(open_a_heap)->Arg(128)->Arg(1024)->Arg(2048)->Unit(benchmark::kMicrosecond);
+
+// Side by side: pages of 4 KiB (0) and huge ones (1), of the second argument in MiB.
+
+Pages pages_of(const benchmark::State& state) { return state.range(0) == 0 ? Pages::Normal : Pages::Huge; }
+std::uint64_t bytes_of(const benchmark::State& state) { return static_cast<std::uint64_t>(state.range(1)) << 20; }
+
+std::vector<std::uint64_t*> fill(Arena& arena, std::uint64_t bytes) {
+  constexpr std::size_t kBlock = 16000;
+  std::vector<std::uint64_t*> blocks;
+  for (std::uint64_t used = 0; used < bytes;) {
+    Tx tx{arena};
+    for (unsigned i = 0; i < 1000; ++i, used += kBlock) {
+      blocks.push_back(arena.get(Ref<std::uint64_t>{tx.allocate(kBlock).value().raw()}));
+      std::memset(blocks.back(), 1, kBlock);
+    }
+    tx.commit();
+  }
+  return blocks;
+}
+
+void pages_fill(benchmark::State& state) {
+  for (auto _ : state) {
+    Arena arena = make_arena(4_GiB, pages_of(state));
+    fill(arena, bytes_of(state));
+  }
+}
+BENCHMARK(pages_fill)->ArgsProduct({{0, 1}, {128, 1024}})->Unit(benchmark::kMillisecond);
+
+void pages_random_reads(benchmark::State& state) {
+  Arena arena = make_arena(4_GiB, pages_of(state));
+  const auto blocks = fill(arena, bytes_of(state));
+  std::uint64_t n = 1;
+  for (auto _ : state) {
+    n = n * 6364136223846793005 + 1442695040888963407;
+    // Each address depends on what was read before: what is measured is latency.
+    n += blocks[(n >> 33) % blocks.size()][(n >> 20) % 2000];
+  }
+  benchmark::DoNotOptimize(n);
+}
+BENCHMARK(pages_random_reads)->ArgsProduct({{0, 1}, {128, 1024}});
+
+/// Opened, and then each page touched: what a successor pays in its first moments.
+void pages_open_and_touch(benchmark::State& state) {
+  Arena arena = make_arena(4_GiB, pages_of(state));
+  std::vector<std::uint64_t> offsets;
+  for (const auto* block : fill(arena, bytes_of(state))) offsets.push_back(arena.ref_of(block).at);
+  Fd fd = arena.release();
+  std::uint64_t sum = 0;
+  for (auto _ : state) {
+    Arena next = Arena::open(Fd::adopt(::fcntl(fd.raw(), F_DUPFD_CLOEXEC, 0)), kLayout).value();
+    for (const std::uint64_t at : offsets)
+      for (std::uint64_t i = 0; i < 16000; i += 4096) sum += *next.get(Ref<std::uint64_t>{at + i});
+  }
+  benchmark::DoNotOptimize(sum);
+}
+BENCHMARK(pages_open_and_touch)->ArgsProduct({{0, 1}, {128, 1024}})->Unit(benchmark::kMicrosecond);
+
+/// The same while the predecessor still works: not part of the pause.
+void pages_warm(benchmark::State& state) {
+  Arena arena = make_arena(4_GiB, pages_of(state));
+  fill(arena, bytes_of(state));
+  for (auto _ : state) benchmark::DoNotOptimize(Arena::warm(arena.fd(), kLayout).has_value());
+}
+BENCHMARK(pages_warm)->ArgsProduct({{0, 1}, {128, 1024}})->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace luo::kho

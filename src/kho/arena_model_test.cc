@@ -117,7 +117,8 @@ class ArenaModel : public ::testing::TestWithParam<unsigned> {};
 
 TEST_P(ArenaModel, HoldsUnderRandomTransactionsAndTakeovers) {
   const Bytes size = GetParam() % 2 == 0 ? 4_MiB : 64_MiB;  // the small one is full much of the time
-  Arena arena = Arena::create({.name = "model", .layout = kLayout, .max_size = size}).value();
+  const Pages pages = GetParam() % 3 == 0 ? Pages::Huge : Pages::Normal;
+  Arena arena = Arena::create({.name = "model", .layout = kLayout, .max_size = size, .pages = pages}).value();
   Player player{arena, GetParam()};
   for (unsigned round = 0; round < 2000; ++round) {
     player.play();

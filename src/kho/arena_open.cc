@@ -15,7 +15,7 @@
 
 namespace luo::kho {
 
-HeaderConstants constants_of(const Layout& layout, const Geometry& geometry) noexcept {
+HeaderConstants constants_of(const Layout& layout, const Geometry& geometry, Pages pages) noexcept {
   HeaderConstants constants{.magic = kArenaMagic,
                             .byte_order = kByteOrder,
                             .format = kFormat,
@@ -24,13 +24,23 @@ HeaderConstants constants_of(const Layout& layout, const Geometry& geometry) noe
                             .record_bytes = sizeof(Chunk),
                             .header_bytes = sizeof(Header),
                             .layout = layout,
-                            .zero = 0,
+                            .pages = pages,
                             .log_at = kLogAt,
                             .log_bytes = kLogBytes,
                             .geometry = geometry,
                             .checksum = 0};
   constants.checksum = checksum_of(constants);
   return constants;
+}
+
+Result<> check_pages(Pages pages) {
+  if (pages == Pages::Normal || pages == Pages::Huge) return {};
+  return fail(EPROTO, "pages of kind {}, this program knows 0 and 1", static_cast<std::uint32_t>(pages));
+}
+
+Result<Mapping> map_whole(FdRef memfd, const Geometry& geometry, Pages pages) {
+  const auto kind = pages == Pages::Huge ? Mapping::Kind::SharedHuge : Mapping::Kind::Shared;
+  return Mapping::map(memfd, geometry.file_bytes, kind);
 }
 
 std::string to_string(const Layout& layout) {
@@ -63,6 +73,7 @@ Result<HeaderConstants> read_constants(FdRef memfd) {
   if (c.checksum != checksum_of(c))
     return fail(EBADMSG, "header: checksum is {:#x}, not {:#x}", c.checksum, checksum_of(c));
   if (c.page_bytes != kPageBytes) return fail(EPROTO, "header: pages of {} bytes, here {}", c.page_bytes, kPageBytes);
+  LUO_TRY_DURING("header", check_pages(c.pages));
   // From here on a difference means that another program, with the same format number, wrote it.
   const std::uint64_t heap = c.geometry.heap_bytes;
   if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c.chunk_bytes != kChunkBytes || c.record_bytes != sizeof(Chunk) ||

@@ -4,10 +4,16 @@
 
 #include "base/fd.h"
 #include "kho/format.h"
+#include "kho/memfd.h"
 
 namespace luo::kho {
 
-HeaderConstants constants_of(const Layout& layout, const Geometry& geometry) noexcept;
+HeaderConstants constants_of(const Layout& layout, const Geometry& geometry, Pages pages) noexcept;
+
+/// EPROTO unless this program knows the kind.
+Result<> check_pages(Pages pages);
+/// The whole file, as an arena of that kind is mapped.
+Result<Mapping> map_whole(FdRef memfd, const Geometry& geometry, Pages pages);
 
 /// "luod version 1"; bytes that are not printable are shown as hex.
 std::string to_string(const Layout& layout);

@@ -15,6 +15,7 @@ inline constexpr std::uint32_t kByteOrder = 0x01020304;
 inline constexpr std::uint32_t kFormat = 1;
 
 inline constexpr std::uint64_t kPageBytes = 4096;
+inline constexpr std::uint64_t kHugeBytes = std::uint64_t{2} << 20;
 inline constexpr std::uint64_t kChunkShift = 16;
 inline constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << kChunkShift;
 inline constexpr std::uint64_t kMinHeapBytes = std::uint64_t{1} << 20;
@@ -49,7 +50,7 @@ struct HeaderConstants {
   std::uint32_t record_bytes;  ///< sizeof(Chunk)
   std::uint32_t header_bytes;  ///< sizeof(Header)
   Layout layout;
-  std::uint32_t zero;
+  Pages pages;  ///< was 0 before there were huge ones
   std::uint64_t log_at, log_bytes;
   Geometry geometry;
   std::uint64_t checksum;  ///< of all before it

@@ -15,7 +15,8 @@ Heap::Heap(std::byte* base, const Geometry& geometry, UndoLog& log, FdRef fd) no
       bitmaps_{reinterpret_cast<std::uint64_t*>(base + geometry.bitmap_at)},
       backed_{reinterpret_cast<std::uint64_t*>(base + geometry.backed_at)},
       log_{&log},
-      fd_{fd.raw} {}
+      fd_{fd.raw},
+      huge_{reinterpret_cast<const Header*>(base)->constants.pages == Pages::Huge} {}
 
 Result<std::uint64_t> Heap::allocate(std::uint64_t bytes) {
   if (bytes == 0) return fail(EINVAL, "allocate 0 bytes");

@@ -44,6 +44,10 @@ class Heap {
   /// releases made goes back too. Small blocks come in many sizes; their chunks go this way.
   void trim() noexcept;
 
+  /// Of an arena of Pages::Huge: asks for the huge pages that lie in part in these chunks, as far as all of
+  /// their chunks have memory.
+  void join(std::uint32_t first, std::uint32_t count) noexcept;
+
   bool is_allocated(std::uint64_t at, std::uint64_t bytes) const noexcept;
   bool is_block_start(std::uint64_t at) const noexcept;
   std::size_t usable_size(std::uint64_t at) const noexcept;  ///< 0: no block starts there
@@ -67,6 +71,7 @@ class Heap {
   Result<std::uint32_t> take_chunks(unsigned order, std::uint32_t units);
   Result<> grow(unsigned order);
   Result<> back(std::uint32_t first, std::uint32_t units, std::uint32_t available);
+  Hole whole_huge_pages(Hole hole) const noexcept;
   bool reclaim_empty() noexcept;
   void free_chunks(std::uint32_t index, unsigned order) noexcept;
   void push_free(std::uint32_t index, unsigned order) noexcept;
@@ -100,6 +105,7 @@ class Heap {
   std::uint64_t* backed_ = nullptr;
   UndoLog* log_ = nullptr;
   int fd_ = -1;
+  bool huge_ = false;
   std::uint64_t keep_log_room_ = 0;
   std::uint32_t grown_free_ = 0;  ///< index + 1 of the last free block that became large; a hint for trim()
 };

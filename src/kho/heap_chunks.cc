@@ -96,7 +96,36 @@ Result<> Heap::back(std::uint32_t first, std::uint32_t units, std::uint32_t avai
   }
   if (!given) return std::unexpected(Error{ENOMEM, std::move(given).error().what});
   for (std::uint32_t i = first; i < first + give; ++i) backed_[i / 64] |= std::uint64_t{1} << (i % 64);
+  join(first, give);
   return {};
+}
+
+void Heap::join(std::uint32_t first, std::uint32_t count) noexcept {
+  if (!huge_) return;
+  const auto whole = [&](std::uint64_t at) {
+    if (at < geometry_.heap_at) return false;
+    const std::uint64_t begin = (at - geometry_.heap_at) >> kChunkShift;
+    if (begin + kHugeBytes / kChunkBytes > state_->frontier) return false;
+    for (std::uint64_t i = begin; i < begin + kHugeBytes / kChunkBytes; ++i)
+      if (!backed(static_cast<std::uint32_t>(i))) return false;
+    return true;
+  };
+  const std::uint64_t end = address(first + count);
+  for (std::uint64_t from = address(first) & ~(kHugeBytes - 1); from < end;) {
+    std::uint64_t to = from;
+    while (to < end && whole(to)) to += kHugeBytes;
+    if (to != from) join_pages(base_ + from, to - from);
+    from = to + kHugeBytes;
+  }
+}
+
+// To punch a part of a huge page would split it. What is left out keeps its memory and its bits.
+Heap::Hole Heap::whole_huge_pages(Hole hole) const noexcept {
+  const std::uint64_t from = (address(hole.first) + kHugeBytes - 1) & ~(kHugeBytes - 1);
+  const std::uint64_t to = address(hole.first + hole.count) & ~(kHugeBytes - 1);
+  if (from >= to) return {hole.first, 0};
+  return {static_cast<std::uint32_t>((from - geometry_.heap_at) >> kChunkShift),
+          static_cast<std::uint32_t>((to - from) >> kChunkShift)};
 }
 
 bool Heap::reclaim_empty() noexcept {
@@ -147,6 +176,8 @@ void Heap::free_chunks(std::uint32_t index, unsigned order) noexcept {
 }
 
 void Heap::punch(Hole hole) noexcept {
+  if (huge_) hole = whole_huge_pages(hole);
+  if (hole.count == 0) return;
   // The bits first: a chunk without its bit is given memory again before it is used.
   for (std::uint32_t i = hole.first; i < hole.first + hole.count; ++i)
     backed_[i / 64] &= ~(std::uint64_t{1} << (i % 64));

@@ -50,9 +50,9 @@ Result<std::uint64_t> write_image(const Arena& arena, FdRef file, const ImageOpt
 /// ENOMEM.
 Result<Fd> seal(const Arena& arena, std::string_view name, const ImageOptions& options = {});
 
-/// Builds the arena again, in a memfd of its own (memfd:NAME). Reads the image from its start with pread; it may
-/// be any file. Errors: EBADMSG (damaged: says what and where), EPROTO (another byte order, page size, format,
-/// feature or layout; both are named), EINVAL (not a file), ENOMEM, ENOSPC, EMFILE.
+/// Builds the arena again, in a memfd of its own (memfd:NAME), with pages of its kind. Reads the image from its start
+/// with pread; it may be any file. Errors: EBADMSG (damaged: says what and where), EPROTO (another byte order, page
+/// size, format, feature or layout; both are named), EINVAL (not a file), ENOMEM, ENOSPC, EMFILE.
 Result<Arena> populate(FdRef image, const Layout& expected, std::string_view name);
 
 /// Reads the header only. Errors as populate(), but any layout is accepted.

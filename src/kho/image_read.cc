@@ -59,8 +59,9 @@ Result<> check_header(const ImageHeader& h) {
     return fail(EBADMSG, "image header: the arena's header in it is none");
   if (c.format != kFormat)
     return fail(EPROTO, "image header: an arena of format {}, this program reads format {}", c.format, kFormat);
+  LUO_TRY_DURING("image header", check_pages(c.pages));
   const std::uint64_t heap = c.geometry.heap_bytes;
-  if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c != constants_of(c.layout, geometry_of(heap)))
+  if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c != constants_of(c.layout, geometry_of(heap), c.pages))
     return fail(EBADMSG, "image header: the arena's sections are not where a heap of {} bytes has them", heap);
   if (h.state.frontier > c.geometry.chunks)
     return fail(EBADMSG, "image header: {} chunks in use of {}", h.state.frontier, c.geometry.chunks);
@@ -102,7 +103,7 @@ class Builder {
 
   Result<Fd> build(std::string_view name) {
     fd_ = LUO_TRY(create_memfd(name, geometry_.file_bytes));
-    map_ = LUO_TRY(Mapping::map(fd_, geometry_.file_bytes, Mapping::Kind::Shared));
+    map_ = LUO_TRY(map_whole(fd_, geometry_, header_.constants.pages));
     LUO_TRY(give_memory(fd_, 0, kPageBytes));
     const Header header{header_.constants, header_.state};
     std::memcpy(map_.at(), &header, sizeof header);
@@ -117,6 +118,9 @@ class Builder {
     UndoLog::format(map_.at());
     for (const Extent& run : chunks_in_use(parts())) LUO_TRY(give_memory(fd_, run.at, run.bytes));
     LUO_TRY(read_data(segments));
+    for (const Extent& run : chunks_in_use(parts()))
+      heap().join(static_cast<std::uint32_t>((run.at - geometry_.heap_at) / kChunkBytes),
+                  static_cast<std::uint32_t>(run.bytes / kChunkBytes));
     return std::move(fd_);
   }
 

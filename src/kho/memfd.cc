@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "kho/format.h"
+
 namespace luo::kho {
 
 Result<Fd> create_memfd(std::string_view name, std::uint64_t bytes) {
@@ -39,11 +41,40 @@ Result<std::uint64_t> memory_of(FdRef fd) {
   return static_cast<std::uint64_t>(st.st_blocks) * 512;
 }
 
+void join_pages(std::byte* at, std::uint64_t bytes) noexcept {
+#ifndef MADV_COLLAPSE
+  constexpr int MADV_COLLAPSE = 25;  // Linux 6.1; glibc 2.36 does not know it
+#endif
+  // Not by page faults in a range with MADV_HUGEPAGE: those obey shmem_enabled, which is "never" on most systems.
+  (void)::madvise(at, bytes, MADV_COLLAPSE);
+}
+
 Result<Mapping> Mapping::map(FdRef fd, std::uint64_t bytes, Kind kind) {
+  if (kind == Kind::SharedHuge) return map_aligned(fd, bytes);
   const int flags = (kind == Kind::Shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE;
   void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd.raw, 0);
   if (at == MAP_FAILED) return sys_fail("mmap(fd {}, {} bytes)", fd.raw, bytes);
   return Mapping{static_cast<std::byte*>(at), bytes};
+}
+
+Result<Mapping> Mapping::map_aligned(FdRef fd, std::uint64_t bytes) {
+  // Addresses first, more than needed; the file over a part of them; the rest is given back.
+  const std::uint64_t range = bytes + kHugeBytes;
+  void* reserved = ::mmap(nullptr, range, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return sys_fail("mmap({} bytes of addresses)", range);
+  auto* begin = static_cast<std::byte*>(reserved);
+  const std::uint64_t skip = -reinterpret_cast<std::uintptr_t>(begin) % kHugeBytes;
+  std::byte* at = begin + skip;
+  if (::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd.raw, 0) == MAP_FAILED) {
+    auto failed = sys_fail("mmap(fd {}, {} bytes)", fd.raw, bytes);
+    ::munmap(begin, range);
+    return failed;
+  }
+  const std::uint64_t end = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  if (skip != 0) ::munmap(begin, skip);
+  ::munmap(at + end, range - skip - end);
+  (void)::madvise(at, bytes, MADV_HUGEPAGE);  // lets khugepaged do, too, where the system has it do
+  return Mapping{at, bytes};
 }
 
 Mapping::~Mapping() {

@@ -19,13 +19,18 @@ Result<> give_memory(FdRef fd, std::uint64_t at, std::uint64_t bytes);
 /// Gives the memory of [at, at + bytes) back to the kernel; it reads as zeros then.
 Result<> take_memory(FdRef fd, std::uint64_t at, std::uint64_t bytes);
 
+/// Asks for huge pages in place of those in [at, at + bytes), all of which have memory; whole huge pages. What is
+/// there stays. Where the kernel cannot, nothing changes.
+void join_pages(std::byte* at, std::uint64_t bytes) noexcept;
+
 /// Memory that the file has, in bytes.
 Result<std::uint64_t> memory_of(FdRef fd);
 
 /// One mapping of the front of a file; sole owner.
 class Mapping {
  public:
-  enum class Kind { Shared, Private };
+  /// SharedHuge: at an address where huge pages of the file can be mapped as such.
+  enum class Kind { Shared, SharedHuge, Private };
   Mapping() noexcept = default;
   /// No memory is reserved and nothing is read.
   static Result<Mapping> map(FdRef fd, std::uint64_t bytes, Kind kind);
@@ -40,6 +45,7 @@ class Mapping {
   std::uint64_t bytes() const noexcept { return bytes_; }
 
  private:
+  static Result<Mapping> map_aligned(FdRef fd, std::uint64_t bytes);
   Mapping(std::byte* at, std::uint64_t bytes) noexcept : at_{at}, bytes_{bytes} {}
   std::byte* at_ = nullptr;
   std::uint64_t bytes_ = 0;

@@ -28,7 +28,8 @@ struct Directory {
 
 class Runner {
  public:
-  Runner() : arena_{Arena::create({.name = "kill", .layout = kLayout, .max_size = 64_MiB}).value()} {
+  explicit Runner(Pages pages)
+      : arena_{Arena::create({.name = "kill", .layout = kLayout, .max_size = 64_MiB, .pages = pages}).value()} {
     Tx tx{*arena_};
     tx.set_root(0, tx.make<Directory>().value().addr());
     tx.commit();
@@ -106,8 +107,8 @@ class Runner {
   std::optional<Arena> arena_;
 };
 
-TEST(ArenaRandomKill, LeavesWhatItsCommittedTransactionsMade) {
-  Runner killed, spared;
+void expect_what_was_committed(Pages pages) {
+  Runner killed{pages}, spared{Pages::Normal};
   std::mt19937_64 random{20};
   std::uint64_t done = 0;
   for (unsigned round = 0; round < 300; ++round) {
@@ -123,7 +124,7 @@ TEST(ArenaRandomKill, LeavesWhatItsCommittedTransactionsMade) {
     ASSERT_EQ(::waitpid(pid, &status, 0), pid);
     ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
     killed.take_over();
-    if (HasFatalFailure()) return;
+    if (testing::Test::HasFatalFailure()) return;
     const std::uint64_t transactions = killed.directory().transactions;
     ASSERT_GE(transactions, done) << "a committed transaction is gone";
     for (; done < transactions; ++done) spared.run(done + 1);
@@ -132,6 +133,9 @@ TEST(ArenaRandomKill, LeavesWhatItsCommittedTransactionsMade) {
   std::cout << done << " transactions, killed 300 times\n";
   EXPECT_GT(done, 300U);
 }
+
+TEST(ArenaRandomKill, LeavesWhatItsCommittedTransactionsMade) { expect_what_was_committed(Pages::Normal); }
+TEST(ArenaRandomKill, LikewiseInHugePages) { expect_what_was_committed(Pages::Huge); }
 
 }  // namespace
 }  // namespace luo::kho
