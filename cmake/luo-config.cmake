@@ -1,6 +1,6 @@
 # find_package(luo) gives the targets luo::luo (the client library) and luo::plugin (headers for handlers that luod
-# loads; they need fmt's); with COMPONENTS kho also luo::kho (the arena; it needs fmt). Where only libkho is installed
-# (component "kho" of the installation), there are no others.
+# loads; they need fmt's); with COMPONENTS kho also luo::kho (the arena; it needs fmt and libfdt). Where only libkho is
+# installed (component "kho" of the installation), there are no others.
 if(EXISTS "${CMAKE_CURRENT_LIST_DIR}/luo-targets.cmake")
   include("${CMAKE_CURRENT_LIST_DIR}/luo-targets.cmake")
   set(luo_plugin_FOUND TRUE)

@@ -59,6 +59,7 @@ Result<PreservedSubtree*> PreservedMemory::find_ours(Subtree subtree) const {
 
 Result<> PreservedMemory::advance(Tx& tx) {
   LUO_TRY(room(tx));
+  const Tx::Mark mark = tx.mark();
   if (root_->incoming.first != 0) {  // nobody wanted these
     if (root_->gone.last != 0) {
       tx.set(arena_->get(Subtree{root_->gone.last})->next, root_->incoming.first);
@@ -70,7 +71,9 @@ Result<> PreservedMemory::advance(Tx& tx) {
   tx.set(root_->incoming, root_->current);
   tx.set(root_->current, PreservedLink{});
   tx.set(root_->epoch, root_->epoch + 1);
-  return {};
+  auto forgotten = forget_names(tx);
+  if (!forgotten) tx.back_to(mark);
+  return forgotten;
 }
 
 Result<PreservedMemory::Subtree> PreservedMemory::make_subtree(Tx& tx) {
@@ -102,10 +105,14 @@ Result<> PreservedMemory::claim(Tx& tx, Subtree subtree, std::uint64_t claimer) 
 Result<> PreservedMemory::drop(Tx& tx, Subtree subtree) {
   LUO_TRY(room(tx));
   PreservedSubtree& at = *LUO_TRY(find(subtree));
+  const Tx::Mark mark = tx.mark();
   remove(*arena_, tx, list_of(at), at);
   tx.set(at.epoch, 0);
   push_back(*arena_, tx, root_->gone, at);
-  return {};
+  if (at.blob == 0) return {};
+  auto forgotten = forget_names(tx);
+  if (!forgotten) tx.back_to(mark);
+  return forgotten;
 }
 
 // ---- items ----
@@ -122,7 +129,8 @@ Result<PreservedItem*> PreservedMemory::find(Item item, bool scattered) const {
 
 Result<PreservedItem*> PreservedMemory::find_on_side(Item item, bool scattered, bool earlier) const {
   PreservedItem* at = LUO_TRY(find(item, scattered));
-  LUO_TRY(find_ours(Subtree{at->subtree}));
+  const PreservedSubtree* tree = LUO_TRY(find_ours(Subtree{at->subtree}));
+  if (tree->blob == item.at) return fail(EBUSY, "preserved item {:#x} is what a name leads to", item.at);
   if ((at->epoch < root_->epoch) != earlier)
     return fail(EINVAL, "preserved item {:#x} is of {} epoch", item.at, earlier ? "this" : "an earlier");
   return at;

@@ -30,12 +30,20 @@ struct PreservedLink {
   std::uint64_t first, last;
 };
 
+/// The names of subtrees: a flattened device tree (subtrees.h).
+struct PreservedNames {
+  std::uint64_t at;     ///< 0: there are none
+  std::uint64_t bytes;  ///< of the tree; its block may be larger
+  std::uint64_t sum;    ///< XXH3 of these
+};
+
 /// What the application's Ref leads to. These three are PreservedMemory's own: others may read them.
 struct PreservedRoot {
   std::uint64_t magic;
   std::uint64_t epoch;                    ///< from 2 on
   PreservedLink current, incoming, gone;  ///< subtrees
   std::uint64_t garbage;                  ///< items whose blocks wait to be released
+  PreservedNames names;
 };
 
 struct PreservedSubtree {
@@ -45,6 +53,7 @@ struct PreservedSubtree {
   std::uint64_t previous, next;
   PreservedLink items;
   std::uint64_t count;  ///< of items
+  std::uint64_t blob;   ///< the item that its name leads to; 0: it has no name
 };
 
 struct PreservedItem {
@@ -82,7 +91,8 @@ class PreservedMemory {
 
   std::uint64_t epoch() const noexcept;
 
-  /// Ends the epoch, in the place of those that have claimed or made subtrees in it. O(1).
+  /// Ends the epoch, in the place of those that have claimed or made subtrees in it. O(1), with names O(names).
+  /// EINVAL: these are damaged.
   Result<> advance(Tx& tx);
 
   /// Of this epoch, empty. ENOMEM.
@@ -91,12 +101,13 @@ class PreservedMemory {
   /// Errors: EALREADY (he has it), EBUSY (somebody else has), EINVAL (it was made in this epoch; claimer 0),
   /// ENOENT (none is there, or it has been given up).
   Result<> claim(Tx& tx, Subtree subtree, std::uint64_t claimer);
-  /// Gives a subtree of this epoch, or an incoming one, up, with everything in it. O(1); see tidy(). ENOENT.
+  /// Gives a subtree of this epoch, or an incoming one, up, with everything in it, and its name. O(1), with a name
+  /// O(names); see tidy(). ENOENT; EINVAL: the names are damaged.
   Result<> drop(Tx& tx, Subtree subtree);
 
   // In all that follows: ENOENT: no such item or subtree, or it has been given up or restored; EBUSY: its subtree
-  // is incoming and not claimed; EINVAL: the item is of the other kind, or of the other side: what this epoch
-  // has preserved is unpreserved, what an earlier one has, restored.
+  // is incoming and not claimed, or the item is what a name leads to; EINVAL: the item is of the other kind, or of
+  // the other side: what this epoch has preserved is unpreserved, what an earlier one has, restored.
 
   /// A block of zeros, preserved. Errors: EINVAL (0 bytes), ENOMEM.
   Result<Item> alloc_preserve(Tx& tx, Subtree subtree, Bytes size);
@@ -138,6 +149,7 @@ class PreservedMemory {
   Result<> check() const;
 
  private:
+  friend class Subtrees;
   PreservedMemory(Arena& arena, PreservedRoot* root) noexcept : arena_{&arena}, root_{root} {}
 
   Result<PreservedSubtree*> find(Subtree subtree) const;
@@ -150,6 +162,7 @@ class PreservedMemory {
   void give_up(Tx& tx, PreservedItem& item);
   Result<> walk(std::uint64_t chunk, std::uint64_t blocks, unsigned order,
                 const std::function<void(PhysAddr)>& block) const;
+  Result<> forget_names(Tx& tx);
   PreservedLink& list_of(const PreservedSubtree& subtree) noexcept;
 
   Arena* arena_;

@@ -1,5 +1,6 @@
 // What must hold in preserved memory. Nothing here trusts what it reads.
 #include <algorithm>
+#include <map>
 #include <vector>
 
 #include "kho/vmalloc_format.h"
@@ -23,6 +24,7 @@ class Checker {
                          : &list == &root_.incoming ? tree.epoch + 1 == root_.epoch
                                                     : tree.epoch + 1 < root_.epoch;
       if (!right) return bad("subtree {:#x} ({}): is of epoch {}, this is {}", at, name, tree.epoch, root_.epoch);
+      if (tree.blob != 0 && &list == &root_.gone) return bad("subtree {:#x} was given up, but has a name", at);
       LUO_TRY(check_items(at, tree));
       previous = at;
       at = tree.next;
@@ -38,6 +40,23 @@ class Checker {
       LUO_TRY(check_item(at, item, true));
       at = item.next;
     }
+    return {};
+  }
+
+  /// After all lists.
+  Result<> check_names() {
+    const auto nodes = LUO_TRY_DURING("preserved memory", read_names(arena_, root_.names));
+    if (root_.names.at != 0) LUO_TRY(block(root_.names.at, root_.names.bytes));
+    for (const device_tree::Node& node : nodes) {
+      const auto found = blobs_.find(node.subtree);
+      if (found == blobs_.end()) return bad("{}: no subtree at {:#x}, or it has two names", node.name, node.subtree);
+      const PreservedItem& blob = *found->second;
+      if (blob.first != node.data || blob.size != node.size)
+        return bad("{}: blob of {} bytes at {:#x}, not {} at {:#x}", node.name, blob.size, blob.first, node.size,
+                   node.data);
+      blobs_.erase(found);
+    }
+    if (!blobs_.empty()) return bad("subtree {:#x} has a blob, but no name", blobs_.begin()->first);
     return {};
   }
 
@@ -72,6 +91,7 @@ class Checker {
 
   Result<> check_items(std::uint64_t subtree, const PreservedSubtree& tree) {
     std::uint64_t previous = 0, count = 0;
+    const PreservedItem* blob = nullptr;
     for (std::uint64_t at = tree.items.first; at != 0; ++count) {
       const PreservedItem& item = *LUO_TRY(record<PreservedItem>(at, kItemMagic, "item"));
       if (item.subtree != subtree || item.previous != previous)
@@ -80,12 +100,16 @@ class Checker {
       if (item.epoch < kFirstEpoch || item.epoch > root_.epoch)
         return bad("item {:#x}: is of epoch {}", at, item.epoch);
       LUO_TRY(check_item(at, item, false));
+      if (at == tree.blob) blob = &item;
       previous = at;
       at = item.next;
     }
     if (tree.items.last != previous || tree.count != count)
       return bad("subtree {:#x}: {} items up to {:#x}, it says {} up to {:#x}", subtree, count, previous, tree.count,
                  tree.items.last);
+    if (tree.blob == 0) return {};
+    if (blob == nullptr || blob->scattered != 0) return bad("subtree {:#x}: no blob at {:#x}", subtree, tree.blob);
+    blobs_[subtree] = blob;
     return {};
   }
 
@@ -117,6 +141,7 @@ class Checker {
   const Arena& arena_;
   const PreservedRoot& root_;
   std::vector<std::uint64_t> blocks_;
+  std::map<std::uint64_t, const PreservedItem*> blobs_;  ///< of subtrees that should have a name
 };
 
 }  // namespace
@@ -129,6 +154,7 @@ Result<> PreservedMemory::check() const {
   LUO_TRY(checker.check_list(root_->incoming, "incoming"));
   LUO_TRY(checker.check_list(root_->gone, "given up"));
   LUO_TRY(checker.check_garbage());
+  LUO_TRY(checker.check_names());
   return checker.check_blocks();
 }
 

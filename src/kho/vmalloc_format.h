@@ -1,5 +1,6 @@
-// What of preserved memory is not in its header: chunks, and lists through records.
+// What of preserved memory is not in its header: chunks, lists through records, names.
 #pragma once
+#include "kho/device_tree.h"
 #include "kho/vmalloc.h"
 
 namespace luo::kho::preserved {
@@ -17,6 +18,11 @@ struct Chunk {
   std::uint64_t at[kChunkBlocks];
 };
 static_assert(sizeof(Chunk) == 4096);
+
+/// The names as they lie there. EBADMSG.
+Result<std::vector<device_tree::Node>> read_names(const Arena& arena, const PreservedNames& names);
+/// In their place. ENOMEM, if there are more than before: the caller takes the transaction back.
+Result<> store_names(Tx& tx, const Arena& arena, PreservedNames& names, std::span<const device_tree::Node> nodes);
 
 template <class Record>
 void push_back(const Arena& arena, Tx& tx, PreservedLink& list, Record& record) {

@@ -5,82 +5,15 @@
 #include <unistd.h>
 
 #include <csignal>
-#include <map>
-#include <optional>
-#include <random>
 #include <vector>
 
 #include "kho/image.h"
+#include "kho/vmalloc_testing.h"
 
 namespace luo::kho {
 namespace {
 
-constexpr Layout kLayout{"vmalloc", 1};
-using Subtree = PreservedMemory::Subtree;
-using Item = PreservedMemory::Item;
-
-class Vmalloc : public ::testing::Test {
- protected:
-  template <class Work>
-  std::invoke_result_t<Work, Tx&> in_tx(Work work) {
-    Tx tx{arena};
-    if constexpr (std::is_void_v<decltype(work(tx))>) {
-      work(tx);
-      tx.commit();
-    } else {
-      auto result = work(tx);
-      tx.commit();
-      return result;
-    }
-  }
-  Vmalloc() : arena{Arena::create({.name = "vmalloc", .layout = kLayout, .max_size = 512_MiB}).value()} {
-    in_tx([&](Tx& tx) {
-      root = PreservedMemory::create(tx, arena).value();
-      tx.set_root(0, root.addr());
-    });
-    open();
-  }
-  void open() { memory.emplace(PreservedMemory::open(arena, root).value()); }
-  void reopen() {
-    memory.reset();
-    arena = Arena::open(arena.release(), kLayout).value();
-    open();
-  }
-  Subtree make_subtree() {
-    return in_tx([&](Tx& tx) { return memory->make_subtree(tx).value(); });
-  }
-  Item alloc(Subtree tree, std::size_t bytes) {
-    return in_tx([&](Tx& tx) { return memory->alloc_preserve(tx, tree, Bytes{bytes}).value(); });
-  }
-  Item scattered(Subtree tree, std::uint64_t blocks, unsigned order) {
-    const Item item = in_tx([&](Tx& tx) { return memory->alloc_preserve_scattered(tx, tree, blocks, order).value(); });
-    while (!in_tx([&](Tx& tx) { return memory->fill(tx, item).value(); })) {}
-    return item;
-  }
-  void advance() {
-    in_tx([&](Tx& tx) { ASSERT_TRUE(memory->advance(tx)); });
-  }
-  int claim(Subtree tree, std::uint64_t claimer) {
-    return in_tx([&](Tx& tx) {
-      const auto done = memory->claim(tx, tree, claimer);
-      return done ? 0 : done.error().code;
-    });
-  }
-  void tidy() {
-    while (!in_tx([&](Tx& tx) { return memory->tidy(tx).value(); })) {}
-  }
-  void expect_sound() {
-    auto sound = memory->check();
-    ASSERT_TRUE(sound) << to_string(sound.error());
-    sound = arena.check();
-    ASSERT_TRUE(sound) << to_string(sound.error());
-  }
-  unsigned char* bytes(PhysAddr at) { return arena.get(Ref<unsigned char>{at.raw()}); }
-
-  Arena arena;
-  Ref<PreservedRoot> root;
-  std::optional<PreservedMemory> memory;
-};
+class Vmalloc : public PreservedMemoryTest {};
 
 TEST_F(Vmalloc, ABlockIsHandedOverAndBelongsToWhoRestoresIt) {
   const Subtree tree = make_subtree();
@@ -428,90 +361,6 @@ TEST_F(Vmalloc, EveryBitOfItsRecordsIsCheckedOrHarmless) {
   std::cout << flips << " bits, " << found << " found\n";
   EXPECT_EQ(PreservedMemory::open(arena, Ref<PreservedRoot>{tree.at}).error().code, EBADMSG);
 }
-
-class VmallocModel : public Vmalloc, public ::testing::WithParamInterface<unsigned> {};
-
-// Blocks of some subtrees over many epochs, with transactions taken back and takeovers between.
-TEST_P(VmallocModel, AgreesWithAMap) {
-  struct Tree {
-    std::uint64_t epoch, claimer;
-    std::map<std::uint64_t, std::pair<std::uint64_t, unsigned char>> items;  // epoch, fill
-  };
-  std::map<std::uint64_t, Tree> model;
-  std::mt19937_64 random{GetParam()};
-  const auto pick = [&](std::uint64_t n) { return random() % n; };
-  std::uint64_t epoch = memory->epoch();
-  for (unsigned round = 0; round < 1500; ++round) {
-    const auto before = model;
-    const std::uint64_t epoch_before = epoch;
-    Tx tx{arena};
-    for (std::uint64_t steps = 1 + pick(5); steps > 0; --steps) {
-      const std::uint64_t kind = pick(100);
-      if (kind < 8 || model.empty()) {
-        model[memory->make_subtree(tx).value().at] = {epoch, 0, {}};
-        continue;
-      }
-      if (kind < 14) {
-        ASSERT_TRUE(memory->advance(tx));
-        ++epoch;
-        std::erase_if(model, [&](const auto& tree) { return tree.second.epoch + 1 < epoch; });
-        continue;
-      }
-      auto it = std::next(model.begin(), static_cast<std::ptrdiff_t>(pick(model.size())));
-      const Subtree subtree{it->first};
-      Tree& tree = it->second;
-      const bool ours = tree.epoch == epoch;
-      if (kind < 30) {
-        const std::uint64_t who = 1 + pick(2);
-        const auto done = memory->claim(tx, subtree, who);
-        const int code = !ours ? 0 : tree.claimer == 0 ? EINVAL : tree.claimer == who ? EALREADY : EBUSY;
-        ASSERT_EQ(done ? 0 : done.error().code, code);
-        if (done) tree.epoch = epoch, tree.claimer = who;
-      } else if (kind < 33) {
-        ASSERT_TRUE(memory->drop(tx, subtree));
-        model.erase(it);
-      } else if (kind < 70) {
-        const auto done = memory->alloc_preserve(tx, subtree, Bytes{1 + pick(3000)});
-        ASSERT_EQ(done ? 0 : done.error().code, ours ? 0 : EBUSY);
-        if (!done) continue;
-        const auto fill = static_cast<unsigned char>(random());
-        bytes(memory->address(*done))[0] = fill;
-        tree.items[done->at] = {epoch, fill};
-      } else if (!tree.items.empty()) {
-        auto item = tree.items.lower_bound(pick(tree.items.rbegin()->first + 1));
-        const bool earlier = item->second.first < epoch;
-        ASSERT_EQ(bytes(memory->address(Item{item->first}))[0], item->second.second);
-        const auto done =
-            pick(2) == 0 ? memory->unpreserve_free(tx, Item{item->first}) : memory->restore_free(tx, Item{item->first});
-        if (!ours) {
-          ASSERT_EQ(done.error().code, EBUSY);
-        } else if (done) {
-          tree.items.erase(item);
-        } else {
-          ASSERT_EQ(done.error().code, EINVAL) << earlier;
-        }
-      }
-    }
-    if (pick(4) != 0) {
-      tx.commit();
-    } else {
-      tx.abort();
-      model = before;
-      epoch = epoch_before;
-    }
-    if (pick(10) == 0) in_tx([&](Tx& more) { ASSERT_TRUE(memory->tidy(more)); });
-    if (pick(50) == 0) reopen();
-    if (round % 10 == 0) expect_sound();
-    ASSERT_EQ(memory->epoch(), epoch);
-    if (HasFatalFailure()) FAIL() << "round " << round;
-  }
-  tidy();
-  std::uint64_t blocks = 1;
-  for (const auto& [at, tree] : model) blocks += 1 + 2 * tree.items.size();
-  EXPECT_EQ(arena.stats().blocks, blocks);
-}
-
-INSTANTIATE_TEST_SUITE_P(Seeds, VmallocModel, ::testing::Range(1U, 7U));
 
 }  // namespace
 }  // namespace luo::kho

@@ -24,6 +24,37 @@ README = SOURCE / "src/kho/README.md"
 KILLS = 100
 KILLED = "killed by signal 9; the next life begins"
 
+SUBTREES = """
+#include <cstdio>
+#include <string_view>
+using namespace luo;
+
+int main() {
+  constexpr kho::Layout kMine{"subtrees", 1};
+  auto arena = kho::Arena::create({.name = "subtrees", .layout = kMine, .max_size = 1_MiB}).value();
+  constexpr std::string_view text{"blob of cache"};
+  {
+    kho::Tx tx{arena};
+    const auto root = kho::PreservedMemory::create(tx, arena).value();
+    tx.set_root(0, root.addr());
+    kho::Subtrees subtrees{kho::PreservedMemory::open(arena, root).value()};
+    subtrees.add(tx, "cache", std::as_bytes(std::span{text})).value();
+    if (!subtrees.memory().advance(tx)) return 1;
+    tx.commit();
+  }
+  const Fd image = kho::seal(arena, "image").value();
+  auto next = kho::populate(image, kMine, "next").value();
+  const kho::Ref<kho::PreservedRoot> root{next.root(0).raw()};
+  kho::Subtrees subtrees{kho::PreservedMemory::open(next, root).value()};
+  kho::Tx tx{next};
+  const auto found = subtrees.claim(tx, "cache", 1).value();
+  const int again = subtrees.claim(tx, "cache", 1).error().code;
+  std::printf("%.*s, %s\\n", static_cast<int>(found.size.raw()), next.get(kho::Ref<char>{found.blob.raw()}),
+              again == EALREADY ? "EALREADY" : "?");
+  tx.commit();
+}
+"""
+
 
 def run(*command, **more):
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -127,6 +158,16 @@ class Kho(unittest.TestCase):
             run("cmake", "--build", build, env=self.env)
             done = subprocess.run([build / name], input=f"{line}\nexec\n{line}\n", capture_output=True, text=True, timeout=60)
             self.assertEqual((done.stdout, done.stderr, done.returncode), (says, "", 0))
+
+    def test_all_headers_and_named_subtrees(self):
+        headers = sorted((self.prefix / "include/luo/kho").rglob("*.h"))
+        self.assertGreater(len(headers), 5)
+        source = self.work / "subtrees.cc"
+        source.write_text("".join(f'#include "{path.relative_to(self.prefix / "include/luo/kho")}"\n' for path in headers)
+                          + SUBTREES)
+        run("bash", "-c", f"g++ -std=c++23 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror {source} "
+            f"$(pkg-config --cflags --libs libkho) -o {self.work}/subtrees", env=self.env)
+        self.assertEqual(run(self.work / "subtrees"), "blob of cache, EALREADY\n")
 
     def test_the_rest_is_missed_where_it_is_asked_for(self):
         (self.work / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.20)\nproject(x LANGUAGES CXX)\n"
