@@ -117,6 +117,9 @@ TEST_F(Handlers, HugePagesAreFilesLikeOthers) {
   const Fd huge = memfd(MFD_CLOEXEC | MFD_HUGETLB);
   if (!huge.valid()) GTEST_SKIP() << "this kernel has no hugetlb memfds";
   EXPECT_EQ(taker(huge), "file-v1");
+  EXPECT_TRUE(comes_back_as("file-v1", huge, duplicate(huge)).has_value());
+  EXPECT_EQ(comes_back_as("file-v1", huge, memfd(MFD_CLOEXEC | MFD_HUGETLB)).error().code, ESTALE) << "another one";
+  EXPECT_EQ(comes_back_as("file-v1", huge, memfd()).error().code, ESTALE) << "no huge pages";
 }
 
 TEST_F(Handlers, TakeUnlinkedFilesOfOtherFileSystemsAsFiles) {

@@ -9,6 +9,8 @@
 
 #include "kho/arena_open.h"
 #include "kho/heap.h"
+#include "kho/hugetlb.h"
+#include "kho/image_extents.h"
 #include "kho/memfd.h"
 #include "kho/undo_log.h"
 
@@ -55,10 +57,10 @@ Result<Arena> Arena::create(const ArenaOptions& options) {
   if (bytes < kMinHeapBytes || bytes > kMaxHeapBytes)
     return fail(EINVAL, "create arena {}: {} bytes are not in {} .. {}", options.name, bytes, kMinHeapBytes,
                 kMaxHeapBytes);
-  const Geometry geometry = geometry_of(bytes);
+  const Geometry geometry = geometry_of(bytes, options.pages);
   const auto make = [&]() -> Result<Arena> {
-    Fd fd = LUO_TRY(create_memfd(options.name, geometry.file_bytes));
-    LUO_TRY(give_memory(fd, 0, kLogAt + kLogBytes));
+    Fd fd = LUO_TRY(create_memfd(options.name, geometry.file_bytes, options.pages));
+    LUO_TRY(give_first_pages(fd, geometry, options.pages));
     Mapping mapping = LUO_TRY(map_whole(fd, geometry, options.pages));
     Header header{};
     header.constants = constants_of(options.layout, geometry, options.pages);
@@ -78,21 +80,31 @@ Result<HeaderConstants> constants_for(FdRef memfd, const Layout& expected) {
 }
 
 // Checks what another process left and rolls its open transaction back. On error nothing has been written.
-Result<> settle(const Mapping& mapping, const Geometry& geometry, FdRef memfd) {
-  const auto may_write = [&](std::uint64_t at, std::uint64_t length) { return may_roll_back(geometry, at, length); };
+Result<> settle(const Mapping& mapping, const HeaderConstants& constants, FdRef memfd) {
+  const Geometry& geometry = constants.geometry;
+  const bool hugetlb = constants.pages == Pages::Hugetlb;
+  if (hugetlb) LUO_TRY(give_first_pages(memfd, geometry, constants.pages));
+  std::vector<Extent> written;
+  const auto may_write = [&](std::uint64_t at, std::uint64_t length) {
+    if (hugetlb) written.push_back({at, length});
+    return may_roll_back(geometry, at, length);
+  };
   UndoLog log{mapping.at()};
   LUO_TRY(log.adopt(may_write));
-  if (log.tail() == 0) {
-    LUO_TRY(check_state(mapping.at(), geometry, memfd));
-  } else {
+  Mapping trial;
+  if (log.tail() != 0) {
     // Rolled back on private copies of the metadata's pages first, so that nothing is written if that
     // does not help.
-    Mapping trial = LUO_TRY(Mapping::map(memfd, geometry.heap_at, Mapping::Kind::Private));
+    trial = hugetlb ? LUO_TRY(copy_metadata(mapping, geometry, log.tail()))
+                    : LUO_TRY(Mapping::map(memfd, geometry.heap_at, Mapping::Kind::Private));
     UndoLog trial_log{trial.at(), geometry.heap_at};
     LUO_TRY(trial_log.adopt(may_write));
     trial_log.roll_back_to(0);
-    LUO_TRY(check_state(trial.at(), geometry, memfd));
+    if (hugetlb) LUO_TRY(check_copy(trial, mapping));
   }
+  std::byte* const settled = log.tail() != 0 ? trial.at() : mapping.at();
+  LUO_TRY(check_state(settled, geometry, memfd));
+  if (hugetlb) LUO_TRY(give_noted(mapping, settled, written, memfd));
   log.roll_back_to(0);
   return {};
 }
@@ -131,7 +143,7 @@ Result<Arena> Arena::open(Fd memfd, const Layout& expected) {
     const HeaderConstants constants = LUO_TRY(constants_for(memfd, expected));
     const Geometry& geometry = constants.geometry;
     Mapping mapping = LUO_TRY(map_whole(memfd, geometry, constants.pages));
-    LUO_TRY(settle(mapping, geometry, memfd));
+    LUO_TRY(settle(mapping, constants, memfd));
     return Arena{std::make_unique<Impl>(std::move(memfd), std::move(mapping), geometry)};
   };
   return LUO_TRY_DURING("open arena", take_over());
@@ -144,7 +156,7 @@ Result<Arena> Arena::open(Fd memfd, const Layout& expected, WarmArena warm) {
     const std::uint64_t inode = LUO_TRY(inode_of(memfd));
     if (warm.impl_ == nullptr || warm.impl_->inode != inode)
       return fail(EINVAL, "fd {} is not the file that was warmed", memfd.raw());
-    LUO_TRY(settle(warm.impl_->mapping, geometry, memfd));
+    LUO_TRY(settle(warm.impl_->mapping, constants, memfd));
     return Arena{std::make_unique<Impl>(std::move(memfd), std::move(warm.impl_->mapping), geometry)};
   };
   return LUO_TRY_DURING("open arena", take_over());

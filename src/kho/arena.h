@@ -34,13 +34,17 @@ struct Layout {
   friend bool operator==(const Layout&, const Layout&) = default;
 };
 
-/// What the kernel is asked to back the heap with. Both hold the same; an arena keeps its kind.
+/// What the kernel is asked to back the heap with. All hold the same; an arena keeps its kind.
 enum class Pages : std::uint32_t {
   Normal = 0,
   /// Transparent huge pages (2 MiB), as far as the kernel has them (Linux 6.1; free memory in one piece): what it
   /// refuses stays as in Normal, and nothing fails. Fewer page faults after open() and TLB misses later, for slower
   /// growth, and up to 4 MiB of each released block stay with the arena.
   Huge = 1,
+  /// Huge pages of 2 MiB out of the pool that the administrator has reserved (vm.nr_hugepages): there or not, never in
+  /// part; never swapped. create() takes what all bookkeeping needs, 6 MiB and 0.9 % of max_size, so max_size should be
+  /// what is needed; later an empty pool is an error of allocate(). max_size is rounded up to 2 MiB.
+  Hugetlb = 2,
 };
 
 struct ArenaOptions {
@@ -99,12 +103,14 @@ class Arena {
   static constexpr std::size_t kControlOffset = 4096;  ///< of the control page, from the start of the mapping
 
   /// A new, empty arena in a memfd of its own (CLOEXEC). Errors: EINVAL (sizes), ENOMEM, EMFILE,
-  /// ENOSPC (no memory for the first pages).
+  /// ENOSPC (no memory for the first pages, or too few huge pages in the pool), and of Pages::Hugetlb what a kernel
+  /// without them says: EINVAL, ENODEV, ENOSYS.
   static Result<Arena> create(const ArenaOptions& options);
 
   /// Takes over an arena that another process left: checks the header and the chunk table's bounds,
   /// then rolls an open transaction back. Errors: EBADMSG (damaged; says what and where), EPROTO
-  /// (another layout, byte order, page size or format; names both), ENOMEM, EINVAL (not a memfd).
+  /// (another layout, byte order, page size or format; names both), ENOMEM, EINVAL (not a memfd), ENOSPC
+  /// (Pages::Hugetlb: it lacks huge pages that it should have, and so does the pool).
   /// On error nothing has been written. O(chunks in use): bitmaps and blocks are left to check().
   static Result<Arena> open(Fd memfd, const Layout& expected);
 

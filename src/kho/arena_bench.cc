@@ -99,10 +99,19 @@ void open_a_heap(benchmark::State& state) {
 }
 BENCHMARK(open_a_heap)->Arg(128)->Arg(1024)->Arg(2048)->Unit(benchmark::kMicrosecond);
 
-// Side by side: pages of 4 KiB (0) and huge ones (1), of the second argument in MiB.
+// Side by side: pages of 4 KiB (0), huge ones (1) and those of the pool (2), of the second argument in MiB.
 
-Pages pages_of(const benchmark::State& state) { return state.range(0) == 0 ? Pages::Normal : Pages::Huge; }
+Pages pages_of(const benchmark::State& state) { return Pages{static_cast<std::uint32_t>(state.range(0))}; }
 std::uint64_t bytes_of(const benchmark::State& state) { return static_cast<std::uint64_t>(state.range(1)) << 20; }
+
+/// Whether the pool has enough for what follows.
+bool has_pages(benchmark::State& state) {
+  if (pages_of(state) != Pages::Hugetlb) return true;
+  auto arena = Arena::create({.name = "probe", .layout = kLayout, .max_size = 4_GiB, .pages = Pages::Hugetlb});
+  if (arena && Tx{*arena}.allocate(bytes_of(state) + bytes_of(state) / 8)) return true;
+  state.SkipWithError("too few huge pages: echo 800 >/proc/sys/vm/nr_overcommit_hugepages");
+  return false;
+}
 
 std::vector<std::uint64_t*> fill(Arena& arena, std::uint64_t bytes) {
   constexpr std::size_t kBlock = 16000;
@@ -119,14 +128,16 @@ std::vector<std::uint64_t*> fill(Arena& arena, std::uint64_t bytes) {
 }
 
 void pages_fill(benchmark::State& state) {
+  if (!has_pages(state)) return;
   for (auto _ : state) {
     Arena arena = make_arena(4_GiB, pages_of(state));
     fill(arena, bytes_of(state));
   }
 }
-BENCHMARK(pages_fill)->ArgsProduct({{0, 1}, {128, 1024}})->Unit(benchmark::kMillisecond);
+BENCHMARK(pages_fill)->ArgsProduct({{0, 1, 2}, {128, 1024}})->Unit(benchmark::kMillisecond);
 
 void pages_random_reads(benchmark::State& state) {
+  if (!has_pages(state)) return;
   Arena arena = make_arena(4_GiB, pages_of(state));
   const auto blocks = fill(arena, bytes_of(state));
   std::uint64_t n = 1;
@@ -137,10 +148,11 @@ void pages_random_reads(benchmark::State& state) {
   }
   benchmark::DoNotOptimize(n);
 }
-BENCHMARK(pages_random_reads)->ArgsProduct({{0, 1}, {128, 1024}});
+BENCHMARK(pages_random_reads)->ArgsProduct({{0, 1, 2}, {128, 1024}});
 
 /// Opened, and then each page touched: what a successor pays in its first moments.
 void pages_open_and_touch(benchmark::State& state) {
+  if (!has_pages(state)) return;
   Arena arena = make_arena(4_GiB, pages_of(state));
   std::vector<std::uint64_t> offsets;
   for (const auto* block : fill(arena, bytes_of(state))) offsets.push_back(arena.ref_of(block).at);
@@ -153,15 +165,16 @@ void pages_open_and_touch(benchmark::State& state) {
   }
   benchmark::DoNotOptimize(sum);
 }
-BENCHMARK(pages_open_and_touch)->ArgsProduct({{0, 1}, {128, 1024}})->Unit(benchmark::kMicrosecond);
+BENCHMARK(pages_open_and_touch)->ArgsProduct({{0, 1, 2}, {128, 1024}})->Unit(benchmark::kMicrosecond);
 
 /// The same while the predecessor still works: not part of the pause.
 void pages_warm(benchmark::State& state) {
+  if (!has_pages(state)) return;
   Arena arena = make_arena(4_GiB, pages_of(state));
   fill(arena, bytes_of(state));
   for (auto _ : state) benchmark::DoNotOptimize(Arena::warm(arena.fd(), kLayout).has_value());
 }
-BENCHMARK(pages_warm)->ArgsProduct({{0, 1}, {128, 1024}})->Unit(benchmark::kMicrosecond);
+BENCHMARK(pages_warm)->ArgsProduct({{0, 1, 2}, {128, 1024}})->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace luo::kho

@@ -161,13 +161,13 @@ TEST(HugeArena, AKindThatIsNotKnownIsRefused) {
   const Fd fd = make_arena(Pages::Huge).release();
   HeaderConstants constants;
   ASSERT_EQ(::pread(fd.raw(), &constants, sizeof constants, 0), static_cast<ssize_t>(sizeof constants));
-  constants.pages = Pages{2};
+  constants.pages = Pages{3};
   constants.checksum = checksum_of(constants);
   ASSERT_EQ(::pwrite(fd.raw(), &constants, sizeof constants, 0), static_cast<ssize_t>(sizeof constants));
   const auto refused = Arena::inspect(fd);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, EPROTO);
-  EXPECT_NE(refused.error().what.find("header: pages of kind 2"), std::string::npos);
+  EXPECT_NE(refused.error().what.find("header: pages of kind 3"), std::string::npos);
 }
 
 }  // namespace

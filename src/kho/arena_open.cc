@@ -1,8 +1,10 @@
 #include "kho/arena_open.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -33,15 +35,39 @@ HeaderConstants constants_of(const Layout& layout, const Geometry& geometry, Pag
   return constants;
 }
 
+Result<> give_first_pages(FdRef memfd, const Geometry& geometry, Pages pages) {
+  if (pages != Pages::Hugetlb) return give_memory(memfd, 0, kLogAt + kLogBytes);
+  // All metadata: then no page fault there needs the pool, whatever the chunk table says.
+  LUO_TRY_DURING("huge pages from the pool (vm.nr_hugepages)", give_memory(memfd, 0, geometry.heap_at));
+  return {};
+}
+
 Result<> check_pages(Pages pages) {
-  if (pages == Pages::Normal || pages == Pages::Huge) return {};
-  return fail(EPROTO, "pages of kind {}, this program knows 0 and 1", static_cast<std::uint32_t>(pages));
+  if (pages <= Pages::Hugetlb) return {};
+  return fail(EPROTO, "pages of kind {}, this program knows 0 to 2", static_cast<std::uint32_t>(pages));
 }
 
 Result<Mapping> map_whole(FdRef memfd, const Geometry& geometry, Pages pages) {
   const auto kind = pages == Pages::Huge ? Mapping::Kind::SharedHuge : Mapping::Kind::Shared;
   return Mapping::map(memfd, geometry.file_bytes, kind);
 }
+
+namespace {
+
+/// Memory of the two kinds of files obeys different rules, and the header decides which are followed.
+Result<> check_file(FdRef memfd, Pages pages) {
+  struct statfs fs {};
+  if (::fstatfs(memfd.raw, &fs) != 0) return sys_fail("fstatfs(fd {})", memfd.raw);
+  const bool hugetlb = fs.f_type == HUGETLBFS_MAGIC;
+  if (hugetlb != (pages == Pages::Hugetlb))
+    return fail(EBADMSG, "header: pages of kind {}, but the file {}", static_cast<std::uint32_t>(pages),
+                hugetlb ? "is one of hugetlb pages" : "has no hugetlb pages");
+  if (hugetlb && static_cast<std::uint64_t>(fs.f_bsize) != kHugeBytes)
+    return fail(EBADMSG, "header: hugetlb pages of {} bytes, the file has such of {}", kHugeBytes, fs.f_bsize);
+  return {};
+}
+
+}  // namespace
 
 std::string to_string(const Layout& layout) {
   std::string text;
@@ -78,10 +104,11 @@ Result<HeaderConstants> read_constants(FdRef memfd) {
   const std::uint64_t heap = c.geometry.heap_bytes;
   if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c.chunk_bytes != kChunkBytes || c.record_bytes != sizeof(Chunk) ||
       c.header_bytes != sizeof(Header) || c.log_at != kLogAt || c.log_bytes != kLogBytes ||
-      c.geometry != geometry_of(heap))
+      c.geometry != geometry_of(heap, c.pages))
     return fail(EBADMSG, "header: sections are not where a heap of {} bytes has them", heap);
   if (size != c.geometry.file_bytes)
     return fail(EBADMSG, "header: the file should have {} bytes, it has {}", c.geometry.file_bytes, size);
+  LUO_TRY(check_file(memfd, c.pages));
   return c;
 }
 
@@ -118,10 +145,10 @@ void bring_in(std::byte* base, const Geometry& geometry) noexcept {
   auto& state = reinterpret_cast<Header*>(base)->state;
   const std::uint64_t chunks =
       std::min<std::uint64_t>(std::atomic_ref{state.frontier}.load(std::memory_order_relaxed), geometry.chunks);
-  if (!populate(0, kLogAt + kLogBytes) || chunks == 0) return;
-  populate(geometry.backed_at, chunks / 8 + 8);
-  populate(geometry.table_at, chunks * sizeof(Chunk));
-  populate(geometry.bitmap_at, chunks * kBitmapBytes);
+  // A failure here is also that of a page that nobody may touch: open() says why.
+  if (!populate(0, kLogAt + kLogBytes) || chunks == 0 || !populate(geometry.backed_at, chunks / 8 + 8) ||
+      !populate(geometry.table_at, chunks * sizeof(Chunk)) || !populate(geometry.bitmap_at, chunks * kBitmapBytes))
+    return;
   auto* words = reinterpret_cast<std::uint64_t*>(base + geometry.backed_at);
   const auto backed = [&](std::uint64_t i) {
     return (std::atomic_ref{words[i / 64]}.load(std::memory_order_relaxed) >> (i % 64) & 1) != 0;

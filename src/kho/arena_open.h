@@ -10,6 +10,9 @@ namespace luo::kho {
 
 HeaderConstants constants_of(const Layout& layout, const Geometry& geometry, Pages pages) noexcept;
 
+/// Memory for what every arena has before its first block. ENOSPC.
+Result<> give_first_pages(FdRef memfd, const Geometry& geometry, Pages pages);
+
 /// EPROTO unless this program knows the kind.
 Result<> check_pages(Pages pages);
 /// The whole file, as an arena of that kind is mapped.

@@ -18,6 +18,7 @@ inline constexpr std::uint64_t kPageBytes = 4096;
 inline constexpr std::uint64_t kHugeBytes = std::uint64_t{2} << 20;
 inline constexpr std::uint64_t kChunkShift = 16;
 inline constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << kChunkShift;
+inline constexpr std::uint32_t kHugeChunks = kHugeBytes / kChunkBytes;
 inline constexpr std::uint64_t kMinHeapBytes = std::uint64_t{1} << 20;
 inline constexpr std::uint64_t kMaxHeapBytes = std::uint64_t{1} << 44;
 inline constexpr unsigned kOrders = 29;  ///< blocks of 2^0 .. 2^28 chunks: 64 KiB .. 16 TiB
@@ -28,7 +29,7 @@ inline constexpr std::uint64_t kLogBytes = std::uint64_t{4} << 20;
 inline constexpr std::size_t kBitmapWords = 64;  ///< of a chunk: its 4096 possible blocks of 16 bytes
 inline constexpr std::size_t kBitmapBytes = kBitmapWords * sizeof(std::uint64_t);
 
-/// Where the sections are; follows from the heap's size alone.
+/// Where the sections are; follows from the heap's size and the kind of its pages.
 struct Geometry {
   std::uint64_t chunks;
   std::uint64_t backed_at, backed_bytes;  ///< one bit for each chunk that has memory
@@ -38,7 +39,7 @@ struct Geometry {
   std::uint64_t file_bytes;
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };
-Geometry geometry_of(std::uint64_t heap_bytes) noexcept;
+Geometry geometry_of(std::uint64_t heap_bytes, Pages pages = Pages::Normal) noexcept;
 
 /// Written once, at creation; covered by a checksum.
 struct HeaderConstants {

@@ -16,7 +16,7 @@ Heap::Heap(std::byte* base, const Geometry& geometry, UndoLog& log, FdRef fd) no
       backed_{reinterpret_cast<std::uint64_t*>(base + geometry.backed_at)},
       log_{&log},
       fd_{fd.raw},
-      huge_{reinterpret_cast<const Header*>(base)->constants.pages == Pages::Huge} {}
+      pages_{reinterpret_cast<const Header*>(base)->constants.pages} {}
 
 Result<std::uint64_t> Heap::allocate(std::uint64_t bytes) {
   if (bytes == 0) return fail(EINVAL, "allocate 0 bytes");
@@ -108,7 +108,10 @@ std::optional<Heap::Hole> Heap::release(std::uint64_t at) noexcept {
   Chunk& chunk = table_[place->chunk];
   count(-static_cast<std::int64_t>(place->bytes), -1);
   if (chunk.state == ChunkState::Large) {
-    const Hole hole{place->chunk, chunk.used};
+    Hole hole{place->chunk, chunk.used};
+    // What is left of the block's last huge page is nobody else's.
+    if (pages_ != Pages::Normal && (std::uint32_t{1} << chunk.order) >= kHugeChunks)
+      hole.count = (hole.count + kHugeChunks - 1) / kHugeChunks * kHugeChunks;
     free_chunks(place->chunk, chunk.order);
     if (place->bytes < kPunchFrom) return {};
     return hole;

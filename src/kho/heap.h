@@ -71,6 +71,7 @@ class Heap {
   Result<std::uint32_t> take_chunks(unsigned order, std::uint32_t units);
   Result<> grow(unsigned order);
   Result<> back(std::uint32_t first, std::uint32_t units, std::uint32_t available);
+  Result<> give_chunks(std::uint32_t first, std::uint32_t count);
   Hole whole_huge_pages(Hole hole) const noexcept;
   bool reclaim_empty() noexcept;
   void free_chunks(std::uint32_t index, unsigned order) noexcept;
@@ -105,7 +106,7 @@ class Heap {
   std::uint64_t* backed_ = nullptr;
   UndoLog* log_ = nullptr;
   int fd_ = -1;
-  bool huge_ = false;
+  Pages pages_ = Pages::Normal;
   std::uint64_t keep_log_room_ = 0;
   std::uint32_t grown_free_ = 0;  ///< index + 1 of the last free block that became large; a hint for trim()
 };

@@ -69,9 +69,11 @@ Result<> Heap::grow(unsigned order) {
     if (to + (std::uint64_t{1} << piece) > geometry_.chunks)
       return fail(ENOMEM, "no {} chunks in a row are left of {}", std::uint64_t{1} << order, geometry_.chunks);
     const std::uint32_t end = to + (std::uint32_t{1} << piece);
-    LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.backed_at, to / 64 * 8, end / 64 * 8 + 8));
-    LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.table_at, to * sizeof(Chunk), end * sizeof(Chunk)));
-    LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.bitmap_at, to * kBitmapBytes, end * kBitmapBytes));
+    if (pages_ != Pages::Hugetlb) {  // there they have it from the start
+      LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.backed_at, to / 64 * 8, end / 64 * 8 + 8));
+      LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.table_at, to * sizeof(Chunk), end * sizeof(Chunk)));
+      LUO_TRY(give_records(FdRef::borrow(fd_), geometry_.bitmap_at, to * kBitmapBytes, end * kBitmapBytes));
+    }
     set(state_->frontier, end);
     free_chunks(to, piece);
     to = end;
@@ -89,24 +91,38 @@ Result<> Heap::back(std::uint32_t first, std::uint32_t units, std::uint32_t avai
   if (all_backed(units)) return {};
   const std::uint32_t step = std::min(step_at(state_->frontier), available);
   std::uint32_t give = std::max(units, step);
-  auto given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
+  auto given = give_chunks(first, give);
   if (!given && give > units) {
     give = units;
-    given = give_memory(FdRef::borrow(fd_), address(first), give * kChunkBytes);
+    given = give_chunks(first, give);
   }
   if (!given) return std::unexpected(Error{ENOMEM, std::move(given).error().what});
-  for (std::uint32_t i = first; i < first + give; ++i) backed_[i / 64] |= std::uint64_t{1} << (i % 64);
   join(first, give);
   return {};
 }
 
+Result<> Heap::give_chunks(std::uint32_t first, std::uint32_t count) {
+  const bool hugetlb = pages_ == Pages::Hugetlb;
+  const std::uint32_t unit = hugetlb ? kHugeChunks : 1;
+  const std::uint32_t begin = first / unit * unit, end = (first + count + unit - 1) / unit * unit;
+  auto given = give_memory(FdRef::borrow(fd_), address(begin), (end - begin) * kChunkBytes);
+  if (given) {
+    for (std::uint32_t i = begin; i < end; ++i) backed_[i / 64] |= std::uint64_t{1} << (i % 64);
+    return {};
+  }
+  // Of hugetlb memory the kernel keeps what it had given before there was no more: others may need it.
+  for (std::uint32_t i = begin; hugetlb && i < end; i += unit)
+    if (!backed(i)) punch({i, unit});  // the notes of a huge page are all alike
+  return given;
+}
+
 void Heap::join(std::uint32_t first, std::uint32_t count) noexcept {
-  if (!huge_) return;
+  if (pages_ != Pages::Huge) return;
   const auto whole = [&](std::uint64_t at) {
     if (at < geometry_.heap_at) return false;
     const std::uint64_t begin = (at - geometry_.heap_at) >> kChunkShift;
-    if (begin + kHugeBytes / kChunkBytes > state_->frontier) return false;
-    for (std::uint64_t i = begin; i < begin + kHugeBytes / kChunkBytes; ++i)
+    if (begin + kHugeChunks > state_->frontier) return false;
+    for (std::uint64_t i = begin; i < begin + kHugeChunks; ++i)
       if (!backed(static_cast<std::uint32_t>(i))) return false;
     return true;
   };
@@ -119,7 +135,7 @@ void Heap::join(std::uint32_t first, std::uint32_t count) noexcept {
   }
 }
 
-// To punch a part of a huge page would split it. What is left out keeps its memory and its bits.
+// A part of a huge page cannot be punched, or would split it. What is left out keeps its memory and its bits.
 Heap::Hole Heap::whole_huge_pages(Hole hole) const noexcept {
   const std::uint64_t from = (address(hole.first) + kHugeBytes - 1) & ~(kHugeBytes - 1);
   const std::uint64_t to = address(hole.first + hole.count) & ~(kHugeBytes - 1);
@@ -176,7 +192,7 @@ void Heap::free_chunks(std::uint32_t index, unsigned order) noexcept {
 }
 
 void Heap::punch(Hole hole) noexcept {
-  if (huge_) hole = whole_huge_pages(hole);
+  if (pages_ != Pages::Normal) hole = whole_huge_pages(hole);
   if (hole.count == 0) return;
   // The bits first: a chunk without its bit is given memory again before it is used.
   for (std::uint32_t i = hole.first; i < hole.first + hole.count; ++i)

@@ -61,7 +61,7 @@ Result<> check_header(const ImageHeader& h) {
     return fail(EPROTO, "image header: an arena of format {}, this program reads format {}", c.format, kFormat);
   LUO_TRY_DURING("image header", check_pages(c.pages));
   const std::uint64_t heap = c.geometry.heap_bytes;
-  if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c != constants_of(c.layout, geometry_of(heap), c.pages))
+  if (heap < kMinHeapBytes || heap > kMaxHeapBytes || c != constants_of(c.layout, geometry_of(heap, c.pages), c.pages))
     return fail(EBADMSG, "image header: the arena's sections are not where a heap of {} bytes has them", heap);
   if (h.state.frontier > c.geometry.chunks)
     return fail(EBADMSG, "image header: {} chunks in use of {}", h.state.frontier, c.geometry.chunks);
@@ -102,9 +102,10 @@ class Builder {
       : image_{image}, header_{header}, geometry_{header.constants.geometry} {}
 
   Result<Fd> build(std::string_view name) {
-    fd_ = LUO_TRY(create_memfd(name, geometry_.file_bytes));
+    fd_ = LUO_TRY(create_memfd(name, geometry_.file_bytes, header_.constants.pages));
     map_ = LUO_TRY(map_whole(fd_, geometry_, header_.constants.pages));
-    LUO_TRY(give_memory(fd_, 0, kPageBytes));
+    const Pages pages = header_.constants.pages;
+    LUO_TRY(pages == Pages::Hugetlb ? give_first_pages(fd_, geometry_, pages) : give_memory(fd_, 0, kPageBytes));
     const Header header{header_.constants, header_.state};
     std::memcpy(map_.at(), &header, sizeof header);
     LUO_TRY(read_table());
@@ -171,7 +172,9 @@ class Builder {
     auto* words = reinterpret_cast<std::uint64_t*>(map_.at() + geometry_.backed_at);
     for (const Extent& run : chunks_in_use(parts())) {
       const std::uint64_t first = (run.at - geometry_.heap_at) / kChunkBytes;
-      for (std::uint64_t i = first; i < first + run.bytes / kChunkBytes; ++i)
+      const std::uint64_t end = first + run.bytes / kChunkBytes;
+      const std::uint64_t unit = header_.constants.pages == Pages::Hugetlb ? kHugeChunks : 1;
+      for (std::uint64_t i = first / unit * unit; i < (end + unit - 1) / unit * unit; ++i)
         words[i / 64] |= std::uint64_t{1} << (i % 64);
     }
   }

@@ -11,11 +11,13 @@
 
 namespace luo::kho {
 
-Result<Fd> create_memfd(std::string_view name, std::uint64_t bytes) {
+Result<Fd> create_memfd(std::string_view name, std::uint64_t bytes, Pages pages) {
+  constexpr unsigned kOf2MiB = 21U << 26;  // MFD_HUGE_2MB, whatever the system's default is
   const std::string text{name};
+  const unsigned hugetlb = pages == Pages::Hugetlb ? MFD_HUGETLB | kOf2MiB : 0;
   // Not MFD_NOEXEC_SEAL: Linux 7.3 gives such a file back sealed against writing after a kexec.
-  Fd fd = Fd::adopt(::memfd_create(text.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd.valid()) return sys_fail("memfd_create({})", name);
+  Fd fd = Fd::adopt(::memfd_create(text.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | hugetlb));
+  if (!fd.valid()) return sys_fail("memfd_create({}{})", name, hugetlb != 0 ? ", hugetlb pages of 2 MiB" : "");
   if (::ftruncate(fd.raw(), static_cast<off_t>(bytes)) != 0) return sys_fail("ftruncate(fd {}, {})", fd.raw(), bytes);
   if (::fcntl(fd.raw(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0)
     return sys_fail("fcntl(fd {}, F_ADD_SEALS, SHRINK | GROW)", fd.raw());
@@ -54,6 +56,12 @@ Result<Mapping> Mapping::map(FdRef fd, std::uint64_t bytes, Kind kind) {
   const int flags = (kind == Kind::Shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE;
   void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd.raw, 0);
   if (at == MAP_FAILED) return sys_fail("mmap(fd {}, {} bytes)", fd.raw, bytes);
+  return Mapping{static_cast<std::byte*>(at), bytes};
+}
+
+Result<Mapping> Mapping::anonymous(std::uint64_t bytes) {
+  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) return sys_fail("mmap({} bytes)", bytes);
   return Mapping{static_cast<std::byte*>(at), bytes};
 }
 

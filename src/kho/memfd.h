@@ -7,13 +7,16 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "kho/arena.h"
 
 namespace luo::kho {
 
 /// A memfd of that size, all holes; it can neither grow nor shrink, so that a mapping of it stays valid.
-Result<Fd> create_memfd(std::string_view name, std::uint64_t bytes);
+/// Pages::Hugetlb: of whole huge pages, which only give_memory takes from the pool.
+Result<Fd> create_memfd(std::string_view name, std::uint64_t bytes, Pages pages = Pages::Normal);
 
-/// Gives [at, at + bytes) memory; what is there stays. Repeats after a signal. ENOMEM, ENOSPC.
+/// Gives [at, at + bytes) memory; what is there stays. Repeats after a signal. ENOMEM, ENOSPC. Of hugetlb memory it
+/// gives all huge pages that lie in part in there, and after an error keeps what it could get.
 Result<> give_memory(FdRef fd, std::uint64_t at, std::uint64_t bytes);
 
 /// Gives the memory of [at, at + bytes) back to the kernel; it reads as zeros then.
@@ -34,6 +37,8 @@ class Mapping {
   Mapping() noexcept = default;
   /// No memory is reserved and nothing is read.
   static Result<Mapping> map(FdRef fd, std::uint64_t bytes, Kind kind);
+  /// Zeros of our own.
+  static Result<Mapping> anonymous(std::uint64_t bytes);
   Mapping(Mapping&& from) noexcept : at_{std::exchange(from.at_, nullptr)}, bytes_{std::exchange(from.bytes_, 0)} {}
   Mapping& operator=(Mapping from) noexcept {
     std::swap(at_, from.at_);

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "kho/arena.h"
+#include "kho/hugetlb_testing.h"
 
 namespace luo::kho {
 namespace {
@@ -136,6 +137,11 @@ void expect_what_was_committed(Pages pages) {
 
 TEST(ArenaRandomKill, LeavesWhatItsCommittedTransactionsMade) { expect_what_was_committed(Pages::Normal); }
 TEST(ArenaRandomKill, LikewiseInHugePages) { expect_what_was_committed(Pages::Huge); }
+TEST(ArenaRandomKill, LikewiseInHugetlbPages) {
+  const HugetlbPool pool{40};
+  if (!pool.why().empty()) GTEST_SKIP() << pool.why();
+  expect_what_was_committed(Pages::Hugetlb);
+}
 
 }  // namespace
 }  // namespace luo::kho

@@ -18,6 +18,7 @@
 
 #include <fstream>
 
+#include "kho/hugetlb_testing.h"
 #include "scenario.h"
 #include "sys/process.h"
 
@@ -363,6 +364,41 @@ TEST_F(Files, EveryKindCrosses) {
   EXPECT_EQ(::write(back[10].raw(), "p", 1), 1);
   EXPECT_EQ(::read(back[9].raw(), buffer, 1), 1);
   EXPECT_EQ(content_of(back[11]), "memory");
+  EXPECT_EQ(luo_session_finish(after, incoming.raw()), 0);
+}
+
+TEST_F(Files, HugetlbMemoryCrosses) {
+  const kho::HugetlbPool pool{1};
+  if (!pool.why().empty()) GTEST_SKIP() << pool.why();
+  const auto map = [](const Fd& fd) {
+    return static_cast<char*>(mmap(nullptr, kho::kHugeBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.raw(), 0));
+  };
+  Fd memory = Fd::adopt(memfd_create("huge", MFD_CLOEXEC | kho::HugetlbPool::kMemfdFlags));
+  ASSERT_EQ(ftruncate(memory.raw(), kho::kHugeBytes), 0);
+  char* content = map(memory);
+  ASSERT_NE(content, MAP_FAILED);
+  std::strcpy(content + 1'000'000, "in the huge page");
+  munmap(content, kho::kHugeBytes);
+  struct stat before {};
+  struct stat after_it {};
+  ASSERT_EQ(fstat(memory.raw(), &before), 0);
+  ASSERT_EQ(preserve(memory, 1), 0) << luo_last_error();
+  memory.close();
+  cross(luod_);
+  luod_.kill_worker();
+
+  const Client after{luod_};
+  const Fd incoming = after.retrieve("s");
+  ASSERT_TRUE(incoming.valid()) << luo_last_error();
+  memory = Fd::adopt(luo_retrieve_fd(after, incoming.raw(), 1));
+  ASSERT_TRUE(memory.valid()) << luo_last_error();
+  ASSERT_EQ(fstat(memory.raw(), &after_it), 0);
+  EXPECT_EQ(after_it.st_ino, before.st_ino);
+  EXPECT_EQ(after_it.st_blksize, static_cast<blksize_t>(kho::kHugeBytes));
+  content = map(memory);
+  ASSERT_NE(content, MAP_FAILED);
+  EXPECT_STREQ(content + 1'000'000, "in the huge page");
+  munmap(content, kho::kHugeBytes);
   EXPECT_EQ(luo_session_finish(after, incoming.raw()), 0);
 }
 

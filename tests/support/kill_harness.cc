@@ -188,4 +188,26 @@ Result<KillCount> kill_at_every_instruction(const KillCase& c, unsigned real_kil
   return count;
 }
 
+Result<KillCount> kill_at_some_instructions(const KillCase& c, unsigned kills) {
+  const OneProcessor turns;
+  Judge judge{c};
+  LUO_TRY(judge.learn());
+  unsigned long all = 0;
+  {
+    Fd memfd = LUO_TRY(c.set_up());
+    Tracee child = LUO_TRY(start(c));
+    while (LUO_TRY(child.pc()) != reinterpret_cast<std::uintptr_t>(&luo_test_operation_done)) {
+      const Stop stop = LUO_TRY(child.step());
+      if (stop.kind != Stop::Kind::Step) return fail(ECHILD, "the operation did not finish: {}", to_string(stop));
+      ++all;
+    }
+  }
+  KillCount count;
+  for (unsigned i = 1; i <= kills; ++i) {
+    LUO_TRY(kill_really(c, judge, all * i / kills, count));
+    ++count.points;
+  }
+  return count;
+}
+
 }  // namespace luo::test

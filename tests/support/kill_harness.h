@@ -45,6 +45,10 @@ Result<KillCount> kill_at_every_syscall(const KillCase& c);
 /// At every instruction, see above; `real_kills` of them, evenly spread, by SIGKILL.
 Result<KillCount> kill_at_every_instruction(const KillCase& c, unsigned real_kills = 4);
 
+/// At `kills` instructions, evenly spread, by SIGKILL, a new run for each: for memory that cannot be copied as a
+/// memfd's can (hugetlb).
+Result<KillCount> kill_at_some_instructions(const KillCase& c, unsigned kills);
+
 /// What to use in this build: under a sanitizer an operation has many times the instructions, most of them
 /// the sanitizer's own, so that only the system calls are taken there.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
