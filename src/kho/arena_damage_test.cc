@@ -8,10 +8,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "kho/arena.h"
 #include "kho/format.h"
+#include "kho/hugetlb_testing.h"
 
 namespace luo::kho {
 namespace {
@@ -39,13 +41,24 @@ void fill(Arena& arena) {
   again.commit();
 }
 
+struct Kind {
+  bool open_transaction;
+  Pages pages;
+};
+
 /// An arena of 2 MiB with a bit of everything, in a file that we may write as we like.
-class DamagedArena : public ::testing::TestWithParam<bool> {
+class DamagedArena : public ::testing::TestWithParam<Kind> {
  protected:
+  static bool in_transaction() { return GetParam().open_transaction; }
   void SetUp() override {
-    Arena arena = Arena::create({.name = "damage", .layout = kLayout, .max_size = 2_MiB}).value();
+    if (GetParam().pages == Pages::Hugetlb) {
+      pool_.emplace(4);  // all of it for the arena: what else it touched would be a SIGBUS
+      if (!pool_->why().empty()) GTEST_SKIP() << pool_->why();
+    }
+    Arena arena =
+        Arena::create({.name = "damage", .layout = kLayout, .max_size = 2_MiB, .pages = GetParam().pages}).value();
     fill(arena);
-    if (GetParam()) {  // leave a transaction open, by dying in it
+    if (in_transaction()) {  // leave a transaction open, by dying in it
       const pid_t pid = ::fork();
       if (pid == 0) {
         Tx tx{arena};
@@ -60,7 +73,7 @@ class DamagedArena : public ::testing::TestWithParam<bool> {
       ASSERT_EQ(::waitpid(pid, &status, 0), pid);
       ASSERT_EQ(status, 0);
     }
-    geometry_ = geometry_of(arena.stats().max_bytes);
+    geometry_ = geometry_of(arena.stats().max_bytes, GetParam().pages);
     file_ = arena.release();
     Mapping original{file_, geometry_.file_bytes};
     for (std::uint64_t at = 0; at < geometry_.file_bytes; at += kPageBytes) {
@@ -73,7 +86,9 @@ class DamagedArena : public ::testing::TestWithParam<bool> {
 
   struct Mapping {
     Mapping(const Fd& fd, std::uint64_t n)
-        : at{static_cast<std::byte*>(::mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd.raw(), 0))}, bytes{n} {}
+        : at{static_cast<std::byte*>(
+              ::mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.raw(), 0))},
+          bytes{n} {}
     Mapping(const Mapping&) = delete;
     Mapping& operator=(const Mapping&) = delete;
     ~Mapping() { ::munmap(at, bytes); }
@@ -135,6 +150,7 @@ class DamagedArena : public ::testing::TestWithParam<bool> {
     return refused;
   }
 
+  std::optional<HugetlbPool> pool_;
   Fd file_;
   Geometry geometry_{};
   std::vector<Page> pages_;
@@ -148,7 +164,7 @@ TEST_P(DamagedArena, EveryBitOfTheConstantsIsNoticed) {
 TEST_P(DamagedArena, EveryBitOfTheHeadersStateIsNoticedOrHarmless) {
   // Roots may be changed to another address inside the same block; all else is noticed.
   const std::size_t refused = flip_all(offsetof(Header, state), sizeof(HeaderState));
-  if (GetParam()) {
+  if (in_transaction()) {
     EXPECT_GT(refused, 0U);  // much of it is put right by the rollback
   } else {
     EXPECT_GE(refused, (sizeof(HeaderState) - sizeof(HeaderState::roots)) * 8);
@@ -163,7 +179,7 @@ TEST_P(DamagedArena, TheRestOfTheHeaderPageIsNotRead) {
 TEST_P(DamagedArena, EveryBitOfTheChunkTableIsNoticed) {
   const std::uint64_t used = geometry_.chunks * sizeof(Chunk);
   const std::size_t refused = flip_all(geometry_.table_at, used);
-  if (GetParam()) {
+  if (in_transaction()) {
     EXPECT_GT(refused, used * 4);
   } else {
     EXPECT_EQ(refused, used * 8);
@@ -176,7 +192,7 @@ TEST_P(DamagedArena, EveryBitOfTheBitmapsIsNoticed) {
     for (const std::uint64_t word : {0U, 1U, 63U}) {
       const std::size_t refused = flip_all(geometry_.bitmap_at + chunk * kBitmapBytes + word * 8, 8);
       // A rollback writes whole words, and so puts those right that the transaction had changed.
-      EXPECT_TRUE(refused == 64 || (GetParam() && refused == 0))
+      EXPECT_TRUE(refused == 64 || (in_transaction() && refused == 0))
           << refused << " in chunk " << chunk << " word " << word;
     }
 }
@@ -185,7 +201,7 @@ TEST_P(DamagedArena, EveryBitOfTheUndoLogIsNoticedOrNotRead) {
   std::uint64_t tail = 0;
   ASSERT_EQ(::pread(file_.raw(), &tail, sizeof tail, static_cast<off_t>(kLogAt + offsetof(LogHeader, tail))), 8);
   tail = tail_of(tail);
-  ASSERT_EQ(tail != 0, GetParam());
+  ASSERT_EQ(tail != 0, in_transaction());
   EXPECT_EQ(flip_all(kLogAt, sizeof(LogHeader)), sizeof(LogHeader) * 8);
   EXPECT_EQ(flip_all(kLogAt + sizeof(LogHeader), tail), tail * 8);
   EXPECT_EQ(flip_all(kLogAt + sizeof(LogHeader) + tail, 64), 0U);
@@ -222,7 +238,13 @@ TEST_P(DamagedArena, EveryTruncationIsRefused) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(OpenTransaction, DamagedArena, ::testing::Bool());
+INSTANTIATE_TEST_SUITE_P(OpenTransaction, DamagedArena,
+                         ::testing::Values(Kind{false, Pages::Normal}, Kind{true, Pages::Normal},
+                                           Kind{false, Pages::Hugetlb}, Kind{true, Pages::Hugetlb}),
+                         [](const auto& test) {
+                           return std::string{test.param.open_transaction ? "Open" : "None"} +
+                                  (test.param.pages == Pages::Hugetlb ? "Hugetlb" : "");
+                         });
 
 TEST(ArenaOpen, RefusesAnotherLayoutAndNamesBoth) {
   Arena arena = Arena::create({.name = "x", .layout = {"luod", 3}, .max_size = 1_MiB}).value();
