@@ -5,7 +5,7 @@
 
 #include <filesystem>
 
-#include "wire/paths.h"
+#include "cli/private_luod.h"
 
 namespace luo::cli {
 namespace {
@@ -172,8 +172,7 @@ Outcome failure(const Options& options, ExitStatus status, const Error& error, s
 }
 
 Result<Reached> reach(const Options& options) {
-  std::string socket = options.socket;
-  if (socket.empty()) socket = LUO_TRY(wire::socket_path());
+  std::string socket = LUO_TRY(socket_of(options));
   const std::string goal = fmt::format("reach luod at '{}'", socket);
   auto connection = LUO_TRY_DURING(goal, client::Connection::open(socket, {"luoctl", 0}));
   return Reached{std::move(socket), std::move(connection)};
@@ -202,6 +201,7 @@ Outcome run(const Options& options, Style style) {
     case Action::UpdateService: return update_service(options);
     case Action::UpdateSimulated: return update_simulated(options);
     case Action::Stop: return stop(options);
+    case Action::Run: return run_command(options);
   }
   return {kUsage, {}, "luoctl: nothing to do\n"};
 }

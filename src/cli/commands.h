@@ -10,7 +10,7 @@ namespace luo::cli {
 
 /// What is left to print, and the exit status.
 struct Outcome {
-  ExitStatus status = kDone;
+  int status = kDone;  ///< ExitStatus, or that of the command of `luoctl run`
   std::string out, err;
 };
 
@@ -36,5 +36,6 @@ Result<Reached> reach(const Options& options);
 Error error_in(client::Answer& answer, const nlohmann::json* report);
 
 Outcome update_service(const Options& options);
+Outcome run_command(const Options& options);
 
 }  // namespace luo::cli

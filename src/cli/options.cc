@@ -22,6 +22,7 @@ constexpr const char* kFooter =
     "  luoctl update luod                                 replace luod; services notice nothing\n"
     "  luoctl update service cache -- luo-cache --port 6379\n"
     "                                                     replace the service that owns session 'cache'\n"
+    "  luoctl --private=/tmp/d run -- ./test              a program that knows only /dev/liveupdate\n"
     "  luoctl --json status | jq .sessions                for programs\n\n"
     "luod is found at --socket, else $LUO_SOCKET, else /run/luo/luod.sock (root) or\n"
     "$XDG_RUNTIME_DIR/luo/luod.sock.\n\n"
@@ -29,11 +30,13 @@ constexpr const char* kFooter =
     "3 no luod can be reached.";
 
 /// The library does not know of "--" and what follows it.
-class ServiceHelp : public CLI::Formatter {
+class UsageOf : public CLI::Formatter {
  public:
-  std::string make_usage(const CLI::App*, std::string) const override {
-    return "Usage: luoctl update service [OPTIONS] SESSION -- COMMAND [ARGUMENTS...]\n";
-  }
+  explicit UsageOf(std::string usage) : usage_{std::move(usage)} {}
+  std::string make_usage(const CLI::App*, std::string) const override { return "Usage: " + usage_ + "\n"; }
+
+ private:
+  std::string usage_;
 };
 
 void add_timeout(CLI::App& command, double& seconds, const char* what) {
@@ -58,7 +61,14 @@ Parsed parse_options(int argc, const char* const* argv) {
   app.footer(kFooter);
   app.require_subcommand(1);
   app.fallthrough();
-  app.add_option("--socket", options.socket, "luod's socket")->type_name("PATH");
+  auto* socket = app.add_option("--socket", options.socket, "luod's socket")->type_name("PATH");
+  app.add_option("--private", options.private_folder,
+                 "use a luod of one's own in this directory; starts it if none runs there")
+      ->type_name("DIR")
+      ->excludes(socket);
+  app.add_option("--handlers", options.private_handlers, "with --private: what that luod takes when it is started")
+      ->type_name("LIST")
+      ->capture_default_str();
   app.add_flag("--json", options.json, "print JSON instead of text; failures too: {\"ok\": false, \"error\": ...}");
 
   const auto does = [&options](CLI::App* command, Action action) {
@@ -126,7 +136,7 @@ Parsed parse_options(int argc, const char* const* argv) {
 
   auto* service =
       does(update->add_subcommand("service", "replace the process that owns a session"), Action::UpdateService);
-  service->formatter(std::make_shared<ServiceHelp>());
+  service->formatter(std::make_shared<UsageOf>("luoctl update service [OPTIONS] SESSION -- COMMAND [ARGUMENTS...]"));
   service->add_option("session", options.session, "the session that the service owns")->required();
   add_timeout(*service, timeout, "for the whole update (default: 120)");
   service
@@ -152,6 +162,19 @@ Parsed parse_options(int argc, const char* const* argv) {
       "For development: every session becomes incoming and has to be retrieved by name, as after a\n"
       "reboot into a new kernel. Services that refuse call it off.");
 
+  auto* run = does(app.add_subcommand("run", "run a program that knows only /dev/liveupdate"), Action::Run);
+  run->formatter(std::make_shared<UsageOf>("luoctl [--private DIR] run -- COMMAND [ARGUMENTS...]"));
+  run->footer(
+      "Examples:\n"
+      "  luoctl --private=/tmp/d run -- ./test -s 1         stage 1 leaves a daemon that holds sessions\n"
+      "  luoctl --private=/tmp/d update simulated           \"kexec\": its holders are gone, state is incoming\n"
+      "  luoctl --private=/tmp/d run -- ./test -s 2\n"
+      "  luoctl --private=/tmp/d stop\n\n"
+      "COMMAND, and all that it starts, finds luod behind open(\"/dev/liveupdate\") and its ioctls, and gets\n"
+      "what Linux 7.3 would answer. Dynamic, static, any language: nothing is preloaded.\n"
+      "The exit status is COMMAND's; 128 + N if signal N ended it; 127 not found, 126 not executable;\n"
+      "125 if it was not run because of luoctl. Limits: luoctl(1).");
+
   does(app.add_subcommand("stop", "end luod; everything that it holds is given up"), Action::Stop)
       ->footer(
           "Examples:\n"
@@ -174,8 +197,10 @@ Parsed parse_options(int argc, const char* const* argv) {
   }
   if (options.action == Action::UpdateService && options.command.empty())
     return usage("luoctl: what to start is missing: luoctl update service " + options.session + " -- COMMAND...\n");
-  if (options.action != Action::UpdateService && dashes != end)
-    return usage("luoctl: only update service takes a command after \"--\"\n");
+  if (options.action == Action::Run && options.command.empty())
+    return usage("luoctl: what to run is missing: luoctl run -- COMMAND...\n");
+  if (options.action != Action::UpdateService && options.action != Action::Run && dashes != end)
+    return usage("luoctl: only run and update service take a command after \"--\"\n");
   if (options.session.empty() &&
       (options.action == Action::UpdateService || options.action == Action::Show || options.action == Action::Drop))
     return usage("luoctl: a session's name has 1 to 63 bytes (see luoctl list)\n");

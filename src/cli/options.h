@@ -7,21 +7,23 @@
 
 namespace luo::cli {
 
-enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop, Drop, Files };
+enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop, Drop, Files, Run };
 
 /// luoctl's exit statuses; documented in its help and manual page.
 enum ExitStatus : int { kDone = 0, kFailed = 1, kUsage = 2, kUnreachable = 3 };
 
 struct Options {
   Action action = Action::Status;
-  std::string socket;  ///< empty: the rule of wire/paths.h
+  std::string socket;                      ///< empty: the rule of wire/paths.h
+  std::string private_folder;              ///< of a luod of one's own, started if none runs there; empty: none
+  std::string private_handlers = "memfd";  ///< of that luod: by default what the kernel's LUO preserves
   bool json = false;
   std::string session;               ///< Show, Drop, UpdateService
   std::string handler;               ///< Files; empty: all
   std::string image;                 ///< UpdateLuod; empty: the luod beside luoctl
   std::uint32_t timeout_ms = 0;      ///< 0: luod's default
   std::string log;                   ///< UpdateService; empty: chosen by open_log()
-  std::vector<std::string> command;  ///< UpdateService: what follows "--"
+  std::vector<std::string> command;  ///< UpdateService, Run: what follows "--"
 };
 
 struct Parsed {
