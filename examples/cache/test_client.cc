@@ -12,6 +12,7 @@
 
 #include <charconv>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "cache/listen.h"
@@ -173,6 +174,9 @@ ServerProcess::ServerProcess(ServerProcess&& from) noexcept : pid_{std::exchange
 
 ServerProcess::~ServerProcess() {
   if (pid_ <= 0) return;
+  ::kill(pid_, SIGSTOP);  // a supervisor starts no next one
+  std::ifstream children{fmt::format("/proc/{0}/task/{0}/children", pid_)};
+  for (pid_t child = 0; children >> child;) ::kill(child, SIGKILL);
   ::kill(pid_, SIGKILL);
   wait_for(pid_);
 }

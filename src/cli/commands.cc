@@ -1,11 +1,14 @@
 #include "cli/commands.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <filesystem>
 
 #include "cli/private_luod.h"
+#include "compat/launch.h"
+#include "sys/process.h"
 
 namespace luo::cli {
 namespace {
@@ -124,14 +127,42 @@ Outcome update_luod(const Options& options) {
   return update(options, request, reached->connection, "update luod");
 }
 
+/// The processes behind each `luoctl run` of that luod. Without them an update is told of before all have died.
+std::vector<Fd> supervisors(client::Connection& connection) {
+  std::vector<Fd> found;
+  wire::QueryArg arg{};
+  arg.kind = static_cast<std::uint32_t>(wire::QueryKind::Status);
+  wire::Builder request;
+  request.start(Command::Query, 0, 0).arg(arg);
+  const auto answer = connection.call(request);
+  const auto status = answer && answer->header.error == 0 ? report_in(*answer) : Result<json>{fail(ENODATA, "")};
+  if (!status || !status->contains("clients")) return found;
+  for (const json& one : status->at("clients"))
+    if (one.value("name", "") == compat::kSupervisorName)
+      if (auto process = open_pidfd(one.value("pid", 0))) found.push_back(*std::move(process));
+  return found;
+}
+
+/// A kexec leaves nobody of the side before: neither what ran under `luoctl run`, before we say that it is done.
+void wait_for_deaths(const std::vector<Fd>& processes) {
+  Progress progress{"wait for what runs under luoctl run to die"};
+  for (const Fd& process : processes) {
+    pollfd dead{process.raw(), POLLIN, 0};
+    while (::poll(&dead, 1, progress.poll_timeout_ms()) == 0) progress.tick();
+  }
+}
+
 Outcome update_simulated(const Options& options) {
   auto reached = reach(options);
   if (!reached) return failure(options, kUnreachable, reached.error());
+  const std::vector<Fd> programs = supervisors(reached->connection);
   wire::UpdateArg arg{};
   arg.timeout_ms = options.timeout_ms;
   wire::Builder request;
   request.start(Command::UpdateSimulated, 0, 0).arg(arg);
-  return update(options, request, reached->connection, "update simulated");
+  Outcome outcome = update(options, request, reached->connection, "update simulated");
+  if (outcome.status == kDone) wait_for_deaths(programs);
+  return outcome;
 }
 
 Outcome stop(const Options& options) {

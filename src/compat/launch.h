@@ -7,6 +7,9 @@
 
 namespace luo::compat {
 
+/// How a supervisor names itself to luod.
+inline constexpr const char* kSupervisorName = "luoctl run";
+
 /// How the command ended, as a shell says it: its exit status, 128 + the signal that ended it, 126 and 127 if it
 /// could not be executed or found; and a sentence about what went wrong around it, if something did.
 struct RunOutcome {

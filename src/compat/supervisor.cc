@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "compat/device_path.h"
+#include "compat/launch.h"
 #include "compat/luod_side.h"
 #include "sys/packet_socket.h"
 
@@ -80,7 +81,7 @@ Result<> Supervisor::prepare() {
   listener_ = std::move(got.fds[0]);
   // The one who answers runs where the asker slept: a fourth of the time, while one task runs. Linux 6.6.
   (void)::ioctl(listener_.raw(), SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
-  auto connection = LUO_TRY(client::Connection::open(s_.socket, {"luoctl run", 0}));
+  auto connection = LUO_TRY(client::Connection::open(s_.socket, {kSupervisorName, 0}));
   luod_ = LUO_TRY(LuodSide::start(std::move(connection), device_));
   const std::byte go{1};
   LUO_TRY(send(s_.to_command, std::span{&go, 1}, {}, 0));

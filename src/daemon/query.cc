@@ -99,6 +99,10 @@ std::string Server::status_json() const {
   });
   json updates = json::array();
   state_->for_each_update([&](const UpdateRec& update) { updates.push_back(json::parse(update_report(update))); });
+  json clients = json::array();
+  state_->for_each_peer([&](const PeerRec& peer) {
+    clients.push_back({{"name", wire::text_in(peer.name)}, {"pid", peer.pid}, {"uid", peer.uid}});
+  });
   const kho::ArenaStats arena = arena_.stats();
   return dump({{"version", kVersion},
                {"pid", control_.keeper_pid.load()},
@@ -111,6 +115,7 @@ std::string Server::status_json() const {
                {"sessions", {{"outgoing", outgoing}, {"incoming", incoming}}},
                {"files", engine_->file_count()},
                {"connections", state_->peer_count()},
+               {"clients", clients},
                {"generation", engine_->generation()},
                {"uptime_ms", realtime_ms() - control_.started_ms},
                {"requests", requests_},
