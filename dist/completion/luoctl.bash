@@ -24,6 +24,9 @@ _luoctl() {
         fi
         return ;;
       --socket) socket=(--socket "${COMP_WORDS[++i]}") ;;
+      --private) socket=(--socket "${COMP_WORDS[++i]}/luod.sock") ;;  # not to start one
+      --private=*) socket=(--socket "${COMP_WORDS[i]#*=}/luod.sock") ;;
+      --handlers) ((++i)) ;;
       --image | --timeout | --log | --handler) ((++i)) ;;
       -*) ;;
       *) words+=("${COMP_WORDS[i]}") ;;
@@ -31,7 +34,7 @@ _luoctl() {
   done
 
   case $prev in
-    --socket | --image | --log)
+    --socket | --image | --log | --private)
       COMPREPLY=($(compgen -f -- "$cur"))
       return ;;
     --timeout) return ;;
@@ -39,9 +42,10 @@ _luoctl() {
 
   local IFS=$'\n'
   case "${words[*]:0:2}" in
-    '') COMPREPLY=($(compgen -W $'status\nlist\nshow\nfiles\ndrop\nupdate\nstop\n--socket\n--json\n--help\n--version' -- "$cur")) ;;
+    '') COMPREPLY=($(compgen -W $'status\nlist\nshow\nfiles\ndrop\nupdate\nrun\nstop\n--socket\n--private\n--json\n--help\n--version' -- "$cur")) ;;
     show | drop) COMPREPLY=($(compgen -W "$(_luoctl_sessions "${socket[@]}")"$'\n--json\n--help' -- "$cur")) ;;
     files) COMPREPLY=($(compgen -W $'--handler\n--json\n--help' -- "$cur")) ;;
+    run) COMPREPLY=($(compgen -W $'--\n--help' -- "$cur")) ;;
     update) COMPREPLY=($(compgen -W $'luod\nservice\nsimulated\n--help' -- "$cur")) ;;
     $'update\nluod') COMPREPLY=($(compgen -W $'--image\n--timeout\n--json\n--help' -- "$cur")) ;;
     $'update\nservice')
