@@ -41,11 +41,11 @@ class Archive:
         self.entry(name, stat.S_IFLNK | 0o777, target.encode())
 
     def program(self, path, name=None):
-        """A program as /bin/NAME, without its debug information, and its libraries where it looks for them."""
+        """A program as /bin/NAME, without its debug information, and its libraries in /lib (see LD_LIBRARY_PATH in init)."""
         path = pathlib.Path(path).resolve()
         self.file(f"bin/{name or path.name}", stripped(path), 0o755)
-        for library in libraries(path):
-            self.file(library, pathlib.Path(library).read_bytes(), 0o755)
+        for name_there, library in libraries(path):
+            self.file(name_there, stripped(library), 0o755)
 
     def image(self):
         self._append("TRAILER!!!", 0, b"", (0, 0))
@@ -62,14 +62,16 @@ def stripped(path):
 
 
 def libraries(path):
-    """Absolute paths as the loader will ask for them; none of a static program or a script."""
+    """(name there, path here) of all that a program needs; none of a static program or a script."""
     done = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return []
     missing = re.findall(r"(\S+) => not found", done.stdout)
     if missing:
         raise FileNotFoundError(f"{path} needs {', '.join(missing)}")
-    return re.findall(r"(?m)^\s+(?:\S+ => )?(/\S+) \(0x", done.stdout)
+    found = [(f"lib/{name}", pathlib.Path(library)) for name, library in re.findall(r"(?m)^\s+(\S+) => (/\S+) \(0x", done.stdout)]
+    loaders = re.findall(r"(?m)^\s+(/\S+) \(0x", done.stdout)  # at the place that the program names
+    return found + [(loader, pathlib.Path(loader)) for loader in loaders]
 
 
 def pack(programs, files, command):
