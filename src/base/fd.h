@@ -4,6 +4,9 @@
 
 namespace luo {
 
+/// Of a descriptor that is being made: whether exec closes it.
+enum class OverExec { Close, Keep };
+
 /// Sole owner of one descriptor, or of none (raw() == -1). Moving leaves the source empty.
 /// An `Fd` parameter takes the descriptor; an `FdRef` parameter borrows it until the call returns.
 class [[nodiscard]] Fd {

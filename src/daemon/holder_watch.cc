@@ -18,10 +18,32 @@ Result<> HolderWatch::add(int write_fd, SessionId session, Role role) {
   event.data.fd = write_fd;
   if (epoll_ctl(epoll_.raw(), EPOLL_CTL_ADD, write_fd, &event) != 0)
     return sys_fail("watch a session: epoll_ctl(ADD, {})", write_fd);
+  note(write_fd, session, role);
+  return {};
+}
+
+void HolderWatch::expect(int write_fd, SessionId session, Role role) {
+  note(write_fd, session, role);
+  expected_.push_back({write_fd, session});
+}
+
+Result<bool> HolderWatch::watch_some(std::size_t count, const IsHeld& held) {
+  for (; count > 0 && !expected_.empty(); --count) {
+    const auto [write_fd, session] = expected_.back();
+    const Hit now = find(write_fd);
+    // It may have gone meanwhile, and its number may be another's.
+    if (now.session == session && held(write_fd, session, now.role))
+      if (auto added = add(write_fd, session, now.role); !added && added.error().code != EEXIST)
+        return std::unexpected(std::move(added).error());
+    expected_.pop_back();
+  }
+  return !expected_.empty();
+}
+
+void HolderWatch::note(int write_fd, SessionId session, Role role) {
   const auto slot = static_cast<std::size_t>(write_fd);
   if (by_fd_.size() <= slot) by_fd_.resize(slot + 1, Hit{SessionId{}, Role::Owner});
   by_fd_[slot] = {session, role};
-  return {};
 }
 
 HolderWatch::Hit HolderWatch::find(int write_fd) const noexcept {
@@ -36,7 +58,9 @@ void HolderWatch::set_role(int write_fd, Role role) noexcept {
 
 void HolderWatch::forget(int write_fd) noexcept {
   const auto slot = static_cast<std::size_t>(write_fd);
-  if (slot < by_fd_.size()) by_fd_[slot] = {SessionId{}, Role::Owner};
+  if (slot >= by_fd_.size() || by_fd_[slot].session == SessionId{}) return;
+  by_fd_[slot] = {SessionId{}, Role::Owner};
+  epoll_ctl(epoll_.raw(), EPOLL_CTL_DEL, write_fd, nullptr);  // ENOENT, EBADF: it is not watched, or closed already
 }
 
 std::vector<int> HolderWatch::closed() {

@@ -108,9 +108,15 @@ void Server::begin_trial(TrialParts parts, const PeerRec& requester, std::uint64
   wire::put_text(control_.trial_from, kVersion);
   wire::put_text(control_.trial_to, to_version);
 
+  // Sessions and files were made so that they go over an exec: here a call for each would be a long pause.
+#ifndef NDEBUG
+  std::vector<int> held;
+  engine_->append_fds(held);
+  for (const int fd : held) LUO_CHECK(fcntl(fd, F_GETFD) == 0);
+#endif
+  fcntl(control_.trial_image_fd, F_SETFD, FD_CLOEXEC);
   std::vector<int> kept{control_.trial_words_fd, control_.trial_report_fd};
   append_control_fds(control_, kept);
-  engine_->append_fds(kept);
   state_->append_fds(kept);
   keep_over_exec(kept);
   guard_trial(control_, worker_main_, parts.keeper, parts.report.read, timeout_ms);

@@ -1,6 +1,7 @@
 #include "daemon/probe.h"
 
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -34,6 +35,11 @@ constexpr int kExecFailed = 126;  // the errno follows in the words
   dup2(null, STDIN_FILENO);
   dup2(out, STDOUT_FILENO);
   dup2(err, STDERR_FILENO);
+  // What is preserved goes over an exec of luod, but this program is none of it.
+  if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) {
+    dprintf(STDERR_FILENO, "close_range: %s\n", errno_text(errno).c_str());
+    _exit(kExecFailed);
+  }
   fcntl(image.raw, F_SETFD, 0);  // a script is opened once more, by its interpreter
   const char* const argv[] = {"luod", "--probe", nullptr};
   const Error error = exec_fd(image, argv, environ);

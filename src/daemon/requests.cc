@@ -37,6 +37,18 @@ bool can_peek_descriptors(FdRef any) {
   return got && (!got->fds.empty() || got->control_truncated);
 }
 
+/// Whether it concerns sessions that it is not shown a descriptor of, nor stumbles over.
+bool looks_around(std::uint32_t command) {
+  switch (static_cast<Command>(command)) {
+    case Command::Query:
+    case Command::Drop:
+    case Command::RetrieveWait:
+    case Command::UpdateService:
+    case Command::UpdateSimulated: return true;
+    default: return false;
+  }
+}
+
 }  // namespace
 
 void Server::serve(Peer& peer, PeerRec& record) {
@@ -47,7 +59,8 @@ void Server::serve(Peer& peer, PeerRec& record) {
     ~Clear() { fds.clear(); }
   } const clear{received_.fds};
   for (int round = 0; round < 3; ++round) {
-    if (auto got = receive(FdRef::borrow(record.fd), buffer_, received_, MSG_PEEK | MSG_DONTWAIT); !got) {
+    if (auto got = receive(FdRef::borrow(record.fd), buffer_, received_, MSG_PEEK | MSG_DONTWAIT, OverExec::Keep);
+        !got) {
       if (got.error().code == ENOMEM || got.error().code == ENOBUFS) wait_for_memory(peer);
       else if (got.error().code != EAGAIN) drop_peer(id, got.error().what);
       return;
@@ -79,6 +92,13 @@ void Server::serve(Peer& peer, PeerRec& record) {
     log(Level::Notice, "connection {} ({}, pid {}): a request with error {}; closed", id, record.name, record.pid,
         header.error);
     return drop_peer(id, "broken framing");
+  }
+  // What was closed before is given up before somebody can see it, also if it is not watched yet.
+  if (holders_->some_expected() && looks_around(header.command) && watch_some_holders(SIZE_MAX)) {
+    received_.fds.clear();
+    while (reap_closed()) {}
+    if (state_->find_peer(id) == nullptr) return;
+    return serve(peer, record);
   }
   if (record.tried_nonce != header.nonce) record.tries = 0;
   record.tried_nonce = header.nonce;
@@ -124,6 +144,7 @@ void Server::serve(Peer& peer, PeerRec& record) {
   if (code == EMFILE || code == ENOSPC) {
     change.tx.abort();
     received_.fds.clear();
+    watch_some_holders(SIZE_MAX);
     if (!reap_closed()) {
       Change fresh{arena_};
       return answer(peer, record, request, fresh, reply, &next.error());

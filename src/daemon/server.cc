@@ -1,13 +1,13 @@
 #include "daemon/server.h"
 
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
@@ -115,9 +115,16 @@ Result<> Server::restore(WorkerKind kind) {
     return true;
   };
   holders_.emplace(LUO_TRY(HolderWatch::make()));
-  engine_.emplace(LUO_TRY_DURING("read the arena", Engine::open(arena_, registry_, is_closed, Engine::Take::Later)));
+  engine_.emplace(LUO_TRY_DURING(
+      "read the arena",
+      Engine::open(arena_, registry_, is_closed, Engine::Take::Later,
+                   kind == WorkerKind::OfNewImage ? Engine::Trust::Predecessor : Engine::Trust::Nobody)));
   state_.emplace(LUO_TRY_DURING("read the arena", State::open(arena_)));
 
+  const std::uint64_t preserved = expect_holders();
+  // An exec closes what was half-way somewhere, unless it was opened to go over one.
+  const std::int64_t over = kind == WorkerKind::OfNewImage ? strays(preserved) : INT64_MAX;
+  if (over < 0) return fail(EBADF, "{} descriptors of sessions and files did not come over the exec", -over);
   if (kind == WorkerKind::OfNewImage) {
     // The commit point of an update of luod: from here on the old worker only exits.
     auto expected = static_cast<std::uint32_t>(Trial::Trying);
@@ -140,8 +147,10 @@ Result<> Server::restore(WorkerKind kind) {
   for (Handler* handler : registry_.all()) handler->set_flbs(*engine_);
   LUO_TRY_DURING("take the arena over", engine_->take_over());
   engine_->settle_flbs();
-  LUO_TRY(close_unnamed());
+  if (over != 0) LUO_TRY(close_unnamed());
   LUO_TRY(build_loop());
+  if (kind == WorkerKind::OfNewImage) watch_soon();
+  else watch_some_holders(SIZE_MAX);
   settle_trial();
   settle_answers();
   drop_stale_grants();
@@ -206,9 +215,22 @@ Result<> Server::close_unnamed() {
     if ((other.revents & POLLNVAL) != 0) continue;
     if (auto adopted = adopt_connection(other.fd); !adopted) close_number(other.fd);
   }
-  // An update of luod has let everything through its exec; a probe shall inherit nothing of it.
-  if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return sys_fail("close_range(CLOSE_RANGE_CLOEXEC)");
   return {};
+}
+
+/// How many descriptors are open that the arena does not name, at a fraction of close_unnamed()'s price; below 0: some
+/// are missing. `preserved` is what sessions and files have.
+std::int64_t Server::strays(std::uint64_t preserved) const {
+  struct stat table {};
+  if (stat("/proc/self/fd", &table) != 0 || table.st_size == 0) return INT64_MAX;  // not known before Linux 6.2
+  std::vector<int> named{0, 1, 2, holders_->fd().raw, wake_fd_.raw(), arena_.fd().raw};
+  append_control_fds(control_, named);
+  state_->append_fds(named);
+  std::ranges::sort(named);
+  const auto same = std::ranges::unique(named);
+  named.erase(same.begin(), same.end());
+  const auto open = std::ranges::count_if(named, [](int fd) { return fcntl(fd, F_GETFD) >= 0; });
+  return table.st_size - static_cast<std::int64_t>(preserved) - open;
 }
 
 Result<> Server::adopt_connection(int fd) {
@@ -250,15 +272,6 @@ Result<> Server::build_loop() {
   // A session whose descriptor was closed is given up before a request of somebody else can see it.
   check_loop(sd_event_source_set_priority(holder_source_.get(), SD_EVENT_PRIORITY_IMPORTANT));
 
-  Result<> watched;
-  engine_->for_each_session([&](const SessionView& session) {
-    for (const Role role : {Role::Owner, Role::Successor}) {
-      const Holder& holder = session.holder[role == Role::Owner ? 0 : 1];
-      if (holder.write_fd < 0 || !watched) continue;
-      watched = holders_->add(holder.write_fd, session.id, role);
-    }
-  });
-  if (!watched) return watched;
   std::vector<PeerRec*> all;
   state_->for_each_peer([&](PeerRec& peer) { all.push_back(&peer); });
   for (PeerRec* peer : all) LUO_TRY(watch_peer(*peer));
@@ -433,60 +446,6 @@ void Server::drop_peer(std::uint64_t id, std::string_view why) {
   change.commit();
   events_drained();
   update_lost_peer(id);
-}
-
-bool Server::reap_closed() {
-  bool any = false;
-  for (const int write_fd : holders_->closed()) {
-    if (!reader_gone(write_fd) || holders_->find(write_fd).session.raw() == 0) continue;
-    on_holder_closed(write_fd);
-    any = true;
-  }
-  return any;
-}
-
-void Server::on_holder_closed(int write_fd) {
-  const HolderWatch::Hit hit = holders_->find(write_fd);
-  if (hit.session.raw() == 0) return;
-  holders_->forget(write_fd);
-  const auto before = engine_->find(hit.session);
-  if (!before) return;
-  Change change{arena_};
-  engine_->holder_closed(change, hit.session, hit.role);
-  change.commit();
-  log(Level::Debug, "session '{}': last descriptor of its {} closed while {}", before->name,
-      hit.role == Role::Owner ? "owner" : "successor", to_string(before->state));
-  holder_is_gone(hit.session, hit.role);
-}
-
-void Server::holder_is_gone(SessionId id, Role role, std::uint64_t has_it_now) {
-  // Whoever held it by that descriptor has no right to it any more, whatever becomes of the session.
-  const bool gone = !engine_->find(id).has_value();
-  for (bool more = true; more;) {
-    Change step{arena_};
-    more = state_->drop_some_grants_of_session(step, id, [&](const GrantRec& grant) {
-      return gone || (grant.role == static_cast<std::uint32_t>(role) && grant.peer != has_it_now);
-    });
-    step.commit();
-  }
-  update_lost_holder(id, role);
-  wake_parked();
-}
-
-/// Closes that operations of the engine carried out because they were in the way. If their step was taken
-/// back, the holder is still named, and the loop will see its close.
-void Server::settle_closed() {
-  while (!closed_on_the_way_.empty()) {
-    const int write_fd = closed_on_the_way_.back();
-    closed_on_the_way_.pop_back();
-    const HolderWatch::Hit hit = holders_->find(write_fd);
-    if (hit.session.raw() == 0) continue;
-    const auto session = engine_->find(hit.session);
-    const Holder now = session ? session->holder[hit.role == Role::Owner ? 0 : 1] : Holder{};
-    if (now.write_fd == write_fd) continue;
-    holders_->forget(write_fd);
-    holder_is_gone(hit.session, hit.role, now.write_fd >= 0 ? now.peer.raw() : 0);  // it may have been given out again
-  }
 }
 
 Result<> Server::start_probe(Request& request, std::uint32_t timeout_ms) {

@@ -117,6 +117,11 @@ class Server {
   void watch_keeper();
   void drop_peer(std::uint64_t id, std::string_view why);
   bool reap_closed();  ///< whether it gave anything back
+  std::uint64_t expect_holders();
+  std::int64_t strays(std::uint64_t preserved) const;
+  void watch_soon();
+  bool watch_some_holders(std::size_t count);  ///< false: some cannot be watched now; will be tried again
+  void rest_holders();
   void notify_ready();
 
   // requests.cc: one request
@@ -240,8 +245,8 @@ class Server {
   Fd wake_fd_;                          ///< eventfd: a handler, perhaps in a thread of its own, has something
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;
-  Source accept_source_, accept_retry_, retry_, holder_source_, wake_source_, keeper_source_, term_source_, int_source_,
-      deadline_source_, probe_source_;
+  Source accept_source_, accept_retry_, retry_, holder_source_, holder_retry_, watch_source_, watch_retry_,
+      wake_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
   bool outcomes_due_ = false;        ///< an update has ended, or has moved on
   bool recheck_due_ = false;         ///< who is concerned by an update has changed
   bool unfreeze_due_ = false;        ///< a crossing is off

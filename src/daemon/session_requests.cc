@@ -17,7 +17,7 @@ struct HandedPipe {
 namespace {
 
 Result<HandedPipe> pipe_for(const PeerRec& peer) {
-  HandedPipe made{.pipe = LUO_TRY_DURING("make a session", make_pipe()), .holder = {}};
+  HandedPipe made{.pipe = LUO_TRY_DURING("make a session", make_pipe(OverExec::Keep)), .holder = {}};
   struct stat st {};
   if (fstat(made.pipe.write.raw(), &st) != 0) return sys_fail("make a session: fstat");
   made.holder = Holder{.write_fd = made.pipe.write.raw(),

@@ -180,7 +180,8 @@ Result<int> resume(int arena_fd) {
     return fail(EINVAL, "resume: no update of luod is under way");
   // Loads what is to be loaded now, while the old luod can still go on; workers inherit it.
   LUO_TRY_DURING("resume", make_handlers(control.handlers));
-  // Nobody needs it any more; the worker closes what nobody names.
+  // It went over the exec, for the interpreter of a script. The old luod has a number of its own for it.
+  if (control.trial_image_fd > STDERR_FILENO) close_number(control.trial_image_fd);
   control.trial_image_fd = -1;
   Keeper keeper{.control = control, .worker_main = &worker_process, .new_image = true};
   return keeper.run();

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -18,6 +19,8 @@ namespace luo::daemon {
 namespace {
 
 constexpr std::uint64_t kTickNs = 100'000'000;
+/// Our copy of the table may have a million descriptors to close: the new luod goes first, without us taking for ever.
+constexpr int kWhenDone = 10;
 constexpr int kEndGrace = 10;  // ticks for which a keeper that runs may leave a signal that ends it alone
 
 /// Whether somebody wants luod to end and the keeper has not taken the signal: one that hangs, or dies, never will.
@@ -84,7 +87,10 @@ void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, F
     const bool keeper_died = (waits[0].revents & POLLIN) != 0;
     if (control.trial_guard_pid != getpid() || trial == Trial::None) _exit(0);
     if (trial == Trial::Serving) {
-      if (!keeper_died || said_so(control, report)) _exit(0);
+      if (!keeper_died || said_so(control, report)) {
+        setpriority(PRIO_PROCESS, 0, kWhenDone);
+        _exit(0);
+      }
       control.trial_errno = ECHILD;
       wire::put_text(control.trial_why, "the new luod died as soon as it served");
       control.trial.store(static_cast<std::uint32_t>(Trial::Abandoned));

@@ -187,6 +187,7 @@ void Server::recheck_preparing() {
 
 /// What a crossing that is off, or that a killed worker had begun, has frozen.
 void Server::unfreeze_leftovers() {
+  if (engine_->frozen_count() == 0) return;
   std::vector<SessionId> frozen;
   engine_->for_each_session([&](const SessionView& session) {
     if (session.state == SessionState::Frozen && state_->running_update_of(session.id) == nullptr)
@@ -329,10 +330,11 @@ void Server::update_lost_holder(SessionId id, Role role) {
 /// next worker finds them still there.
 void Server::drop_stale_grants() {
   std::vector<std::uint64_t> stale;
-  engine_->for_each_session([&](const SessionView& session) {
+  const auto find_stale = [&](const SessionView& session) {
     if (session.state != SessionState::Incoming) return;
     state_->for_each_grant(session.id, [&](GrantRec& grant) { stale.push_back(grant.peer); });
-  });
+  };
+  if (engine_->incoming_count() != 0) engine_->for_each_session(find_stale);
   // So are those that had got ready for it, with sessions or without.
   state_->for_each_peer([&](PeerRec& peer) {
     const UpdateRec* update = peer.prepared != 0 ? state_->find_update(peer.prepared) : nullptr;

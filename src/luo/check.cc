@@ -32,7 +32,7 @@ Checker::Checker(const Engine::Impl& engine, bool ask_kernel)
       ask_kernel_{ask_kernel},
       blocks_{engine.arena.stats().blocks} {}
 
-Result<> Checker::run() {
+Result<> Checker::lists_of_names() {
   const HandlersRecord* handlers = block(arena_, root_.handlers, kHandlersMagic);
   if ((root_.magic != kRootMagic && root_.magic != kRootMagic1) || handlers == nullptr ||
       handlers->count != engine_.handlers.size())
@@ -45,7 +45,12 @@ Result<> Checker::run() {
       if (flbs_of_->held[i] >> flbs_of_->count != 0)
         return damaged(root_.flbs.at, "a handler holds FLBs that are none");
   }
-  LUO_TRY(tables());
+  return {};
+}
+
+Result<> Checker::run() {
+  LUO_TRY(lists_of_names());
+  LUO_TRY(tables(true));
   LUO_TRY(list(root_.outgoing.sessions, Where::Outgoing));
   LUO_TRY(list(root_.incoming.sessions, Where::Incoming));
   LUO_TRY(list(root_.dropped, Where::Dropped));
@@ -54,17 +59,29 @@ Result<> Checker::run() {
   return counts();
 }
 
-Result<> Checker::tables() const {
-  LUO_TRY(engine_.table(root_.outgoing.names).check("outgoing names"));
-  LUO_TRY(engine_.table(root_.incoming.names).check("incoming names"));
-  LUO_TRY(engine_.table(root_.ids).check("session ids"));
-  LUO_TRY(engine_.table(root_.inodes).check("pipe inodes"));
-  LUO_TRY(engine_.table(root_.tokens).check("tokens"));
-  LUO_TRY(engine_.table(root_.identities).check("file identities"));
-  LUO_TRY(engine_.table(root_.trees).check("trees of files"));
+Result<> Checker::sample(std::uint64_t records) {
+  LUO_TRY(lists_of_names());
+  LUO_TRY(tables(false));
+  left_ = records;
+  LUO_TRY(list(root_.outgoing.sessions, Where::Outgoing));
+  left_ = records;
+  return list(root_.incoming.sessions, Where::Incoming);
+}
+
+Result<> Checker::tables(bool whole) const {
+  const auto check = [whole](const Table& table, std::string_view name) {
+    return whole ? table.check(name) : table.check_shape(name);
+  };
+  LUO_TRY(check(engine_.table(root_.outgoing.names), "outgoing names"));
+  LUO_TRY(check(engine_.table(root_.incoming.names), "incoming names"));
+  LUO_TRY(check(engine_.table(root_.ids), "session ids"));
+  LUO_TRY(check(engine_.table(root_.inodes), "pipe inodes"));
+  LUO_TRY(check(engine_.table(root_.tokens), "tokens"));
+  LUO_TRY(check(engine_.table(root_.identities), "file identities"));
+  LUO_TRY(check(engine_.table(root_.trees), "trees of files"));
   if (!has_extras()) return {};
-  LUO_TRY(engine_.table(root_.options).check("options of sessions"));
-  LUO_TRY(engine_.table(root_.relations).check("relations of files"));
+  LUO_TRY(check(engine_.table(root_.options), "options of sessions"));
+  LUO_TRY(check(engine_.table(root_.relations), "relations of files"));
   return {};
 }
 
@@ -73,6 +90,8 @@ Result<> Checker::list(const ListRecord<SessionRecord>& sessions, Where where) {
   Ref<SessionRecord> before;
   Ref<SessionRecord> now = sessions.first;
   for (std::uint64_t n = 0; n < sessions.count; ++n) {
+    if (left_ == 0) return {};
+    --left_;
     const SessionRecord* record = block(arena_, now, kSessionMagic);
     if (record == nullptr) return damaged(now.at, "no session record");
     if (record->links.prev != before) return damaged(now.at, "a session's list is broken");
@@ -183,6 +202,8 @@ Result<> Checker::files(Ref<SessionRecord> owner) {
   Ref<FileRecord> before;
   Ref<FileRecord> now = list.first;
   for (std::uint64_t n = 0; n < list.count; ++n) {
+    if (left_ == 0) return {};
+    --left_;
     const FileRecord* record = block(arena_, now, kFileMagic);
     if (record == nullptr) return damaged(now.at, "no file record");
     if (record->links.prev != before || record->session != owner)

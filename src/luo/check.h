@@ -14,10 +14,13 @@ class Checker {
   Checker(const Engine::Impl& engine, bool ask_kernel);
   /// Errors: EBADMSG (what and where); ENOTSUP (a file's handler is not registered).
   Result<> run();
+  /// The same of `records` sessions and files of each side, without the counts: O(records).
+  Result<> sample(std::uint64_t records);
 
  private:
   enum class Where { Outgoing, Incoming, Dropped, Doomed };
-  Result<> tables() const;
+  Result<> lists_of_names();
+  Result<> tables(bool whole) const;
   Result<> list(const ListRecord<SessionRecord>& sessions, Where where);
   Result<> doomed();
   Result<> session(Ref<SessionRecord> ref, Where where);
@@ -35,6 +38,7 @@ class Checker {
   const kho::Arena& arena_;
   RootRecord& root_;
   bool ask_kernel_;
+  std::uint64_t left_ = UINT64_MAX;                         ///< records still to be looked at
   std::uint64_t blocks_;                                    ///< no list is longer than there are blocks
   std::vector<bool> fds_;                                   ///< which numbers are named already
   std::unordered_map<std::uint64_t, std::uint64_t> trees_;  ///< files that name it

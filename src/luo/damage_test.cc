@@ -302,6 +302,31 @@ TEST_F(Damage, ThatIsAcceptedDoesNotBreakWhatComesAfterwards) {
   EXPECT_GT(used, 100U);
 }
 
+TEST_F(Damage, APredecessorIsTrustedForAllButTheFirstRecords) {
+  const SessionId id = w.create("large");
+  for (std::uint64_t token = 0; token < 1500; ++token) w.preserve(id, token);
+  w.reopen();
+  root = w.arena->get(Ref<RootRecord>{w.arena->root(0).raw()});
+  const auto opens = [&](Engine::Trust trust) {
+    const auto opened = Engine::open(*w.arena, w.registry, nullptr, Engine::Take::Later, trust);
+    EXPECT_TRUE(opened.has_value() || opened.error().code == EBADMSG) << to_string(opened.error());
+    return opened.has_value();
+  };
+  const SessionRecord& session = *w.arena->get(root->outgoing.sessions.first);
+  for (const auto& [record, found] : {std::pair{session.files.first, true}, {session.files.last, false}}) {
+    FileRecord& file = *w.arena->get(record);
+    file.status = 7;
+    EXPECT_FALSE(opens(Engine::Trust::Nobody));
+    EXPECT_EQ(opens(Engine::Trust::Predecessor), !found);
+    file.status = 0;
+  }
+  // A table that leads out of the arena is found in any case.
+  root->tokens.slots.at ^= 1ULL << 40;
+  EXPECT_FALSE(opens(Engine::Trust::Predecessor));
+  root->tokens.slots.at ^= 1ULL << 40;
+  EXPECT_TRUE(opens(Engine::Trust::Predecessor));
+}
+
 TEST_F(Damage, RootThatIsNoBlockIsRefused) {
   Change change{*w.arena};
   const PhysAddr real = w.arena->root(0);

@@ -7,18 +7,24 @@
 #include "luo/engine_impl.h"
 
 namespace luo {
+namespace {
+
+constexpr std::uint64_t kSampled = 1000;  ///< sessions and files that are looked at if a predecessor is trusted
+
+}  // namespace
 
 Engine::Engine(std::unique_ptr<Impl> impl) noexcept : impl_{std::move(impl)} {}
 Engine::Engine(Engine&&) noexcept = default;
 Engine::~Engine() = default;
 
-Result<Engine> Engine::open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed, Take take) {
+Result<Engine> Engine::open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed, Take take,
+                            Trust trust) {
   if (!is_closed) is_closed = [](int) { return false; };
   auto impl = std::make_unique<Impl>(arena, handlers, std::move(is_closed));
   if (arena.root(0) == PhysAddr{}) {
     LUO_TRY_DURING("make the engine's tables", impl->make_root());
   } else {
-    LUO_TRY_DURING("open the engine", impl->read_root());
+    LUO_TRY_DURING("open the engine", impl->read_root(trust));
     if (take == Take::Now) LUO_TRY_DURING("open the engine", impl->take_over());
   }
   return Engine{std::move(impl)};
@@ -48,7 +54,7 @@ Result<> Engine::Impl::make_root() {
   return {};
 }
 
-Result<> Engine::Impl::read_root() {
+Result<> Engine::Impl::read_root(Trust trust) {
   const Ref<RootRecord> ref{arena.root(0).raw()};
   root = ref.at % alignof(RootRecord) == 0 && arena.usable_size(ref.addr()) >= kRootBytes1 ? at(ref) : nullptr;
   if (root == nullptr || (root->magic != kRootMagic && root->magic != kRootMagic1) ||
@@ -69,7 +75,9 @@ Result<> Engine::Impl::read_root() {
         return fail(EBADMSG, "handler {} at {:#x} is named twice", name, root->handlers.at);
     handlers.push_back(handler);
   }
-  LUO_TRY((Checker{*this, false}.run()));
+  const bool known = root->magic == kRootMagic && std::ranges::find(handlers, nullptr) == handlers.end();
+  if (trust == Trust::Predecessor && known) LUO_TRY((Checker{*this, false}.sample(kSampled)));
+  else LUO_TRY((Checker{*this, false}.run()));
   std::uint64_t all = names->count;
   for (Handler* handler : registry.all()) all += std::ranges::find(handlers, handler) == handlers.end() ? 1 : 0;
   if (all > kMaxHandlers) return fail(ENOSPC, "{} handlers are more than an arena can know in its life", all);

@@ -141,6 +141,10 @@ class Engine final : public FlbAccess {
 
   /// Whether open() may already change what it finds.
   enum class Take { Now, Later };
+  /// Whose word open() takes for it that what it finds is whole. Predecessor: an engine of this version served from
+  /// it, well and to the end, a moment ago: bounds and a part of the records are looked at, not each (ADR 0015). If
+  /// it is of another version, or needs a handler that is not there, everything is.
+  enum class Trust { Nobody, Predecessor };
 
   /// In a fresh arena (root slot 0 empty) makes the tables, else checks everything that it will rely on
   /// (bounds, links, counts, handler names) and takes over. Errors: EBADMSG damaged, says what and where;
@@ -148,7 +152,7 @@ class Engine final : public FlbAccess {
   /// in one arena's life. All handlers are registered before. With Take::Later nothing has been written into an arena
   /// that was left (its owner may still take it back), and nothing but views may be asked before take_over().
   static Result<Engine> open(kho::Arena& arena, const HandlerRegistry& handlers, IsClosed is_closed,
-                             Take take = Take::Now);
+                             Take take = Take::Now, Trust trust = Trust::Nobody);
   /// What open() put off: a root record of the version before becomes one of this version, new handlers get their
   /// names, what a predecessor left to be swept is swept. Errors: ENOMEM, ENOSPC as open(); may be tried again.
   Result<> take_over();
@@ -201,7 +205,11 @@ class Engine final : public FlbAccess {
   std::optional<InodeHit> find_by_inode(std::uint64_t inode) const;
   void for_each_session(const std::function<void(const SessionView&)>& visit) const;          ///< creation order
   void for_each_file(SessionId id, const std::function<void(const FileView&)>& visit) const;  ///< preservation order
+  /// Who holds them, nothing else looked at: for a worker that has just come and is to serve soon. Creation order.
+  void for_each_holder(const std::function<void(SessionId, Role, int write_fd, int read_fd)>& visit) const;
   std::uint64_t session_count() const noexcept;
+  std::uint64_t frozen_count() const noexcept;    ///< of the outgoing ones
+  std::uint64_t incoming_count() const noexcept;  ///< retrieved or not
   std::uint64_t file_count() const noexcept;
   std::uint64_t generation() const noexcept;  ///< how many times everything crossed (live-update number)
 

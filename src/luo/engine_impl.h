@@ -48,7 +48,7 @@ struct Engine::Impl {
 
   // --- opening (engine.cc)
   Result<> make_root();
-  Result<> read_root();
+  Result<> read_root(Trust trust);
   Result<> upgrade();  ///< version.cc
   Result<> take_over();
   Result<> name_handlers(kho::Tx& tx);

@@ -44,7 +44,8 @@ struct KeptFile {
 /// Called on the loop thread, one call at a time; outlives the engine. Which callbacks run in which order:
 /// docs/architecture.md, Lifecycle (as in Linux 7.3). unpreserve, unfreeze and finish are called
 /// before the step that they belong to is committed: after a crash in between, or if the step is abandoned,
-/// they are called again for the same file.
+/// they are called again for the same file. A handler that starts a program marks the child's descriptors first
+/// (close_range(2), CLOSE_RANGE_CLOEXEC): what is preserved goes over every exec.
 class Handler {
  public:
   virtual std::string_view name() const noexcept = 0;  ///< constant, 1..47 bytes, with a version: "memfd-v1"

@@ -234,6 +234,16 @@ void Engine::for_each_session(const std::function<void(const SessionView&)>& vis
       visit(impl_->view(*s));
 }
 
+void Engine::for_each_holder(const std::function<void(SessionId, Role, int, int)>& visit) const {
+  for (const SideRecord* on : {&impl_->root->incoming, &impl_->root->outgoing})
+    for (const SessionRecord* s = impl_->at(on->sessions.first); s != nullptr; s = impl_->at(s->links.next))
+      for (const Role role : {Role::Owner, Role::Successor})
+        if (impl_->holds(*s, role))
+          visit(SessionId{s->id}, role, s->holder[index(role)].write_fd, s->holder[index(role)].read_fd);
+}
+
+std::uint64_t Engine::frozen_count() const noexcept { return impl_->root->frozen; }
+std::uint64_t Engine::incoming_count() const noexcept { return impl_->root->incoming.sessions.count; }
 std::uint64_t Engine::session_count() const noexcept {
   return impl_->root->outgoing.sessions.count + impl_->root->incoming.sessions.count;
 }

@@ -70,7 +70,7 @@ void Table::release(kho::Tx& tx) noexcept {
   tx.set(*record_, TableRecord{});
 }
 
-Result<> Table::check(std::string_view name) const {
+Result<> Table::check_shape(std::string_view name) const {
   const std::uint64_t capacity = record_->capacity;
   if (capacity == 0) {
     if (record_->slots || record_->count != 0) return fail(EBADMSG, "table of {}: no slots, yet a count", name);
@@ -82,6 +82,12 @@ Result<> Table::check(std::string_view name) const {
     return fail(EBADMSG, "table of {}: {} entries in {} slots", name, record_->count, capacity);
   if (arena_->usable_size(record_->slots.addr()) < capacity * sizeof(TableSlot))
     return fail(EBADMSG, "table of {}: its slots at {:#x} are no block", name, record_->slots.at);
+  return {};
+}
+
+Result<> Table::check(std::string_view name) const {
+  LUO_TRY(check_shape(name));
+  const std::uint64_t capacity = record_->capacity;
   const TableSlot* slots = arena_->get(record_->slots);
   std::uint64_t occupied = 0;
   for (std::uint64_t i = 0; i < capacity; ++i) occupied += slots[i].ref != 0 ? 1 : 0;

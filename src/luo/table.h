@@ -41,6 +41,8 @@ class Table {
 
   /// Bounds, and that `count` slots are occupied, each where find() looks for it. O(capacity).
   Result<> check(std::string_view name) const;
+  /// The part of it that costs nothing: that the slots are where they can be looked at.
+  Result<> check_shape(std::string_view name) const;
 
  private:
   Result<> rebuild(kho::Tx& tx, std::uint64_t capacity);

@@ -72,7 +72,7 @@ Result<PeerCredentials> peer_credentials(FdRef socket) {
   return PeerCredentials{peer.pid, peer.uid, peer.gid};
 }
 
-Result<> receive(FdRef socket, std::span<std::byte> buffer, Received& into, int flags) {
+Result<> receive(FdRef socket, std::span<std::byte> buffer, Received& into, int flags, OverExec over) {
   into.bytes = 0;
   into.fds.clear();
   into.truncated = into.control_truncated = into.eof = false;
@@ -87,7 +87,7 @@ Result<> receive(FdRef socket, std::span<std::byte> buffer, Received& into, int 
   do {
     header.msg_control = control;
     header.msg_controllen = sizeof control;
-    n = recvmsg(socket.raw, &header, flags | MSG_CMSG_CLOEXEC);
+    n = recvmsg(socket.raw, &header, flags | (over == OverExec::Close ? MSG_CMSG_CLOEXEC : 0));
   } while (n < 0 && errno == EINTR);
   if (n < 0) return sys_fail("recvmsg");
 

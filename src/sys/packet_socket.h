@@ -41,9 +41,9 @@ Result<Fd> accept_packets(FdRef listener);
 Result<PeerCredentials> peer_credentials(FdRef socket);
 
 /// Receives one message. `flags`: MSG_PEEK (descriptors arrive each time, as new numbers), MSG_DONTWAIT.
-/// All descriptors that came are in `into`, close-on-exec, before anything is judged. Goes on after
-/// EINTR. EAGAIN; ECONNRESET: the other side closed with messages of ours unread.
-Result<> receive(FdRef socket, std::span<std::byte> buffer, Received& into, int flags);
+/// All descriptors that came are in `into`, close-on-exec unless `over` says otherwise, before anything is judged.
+/// Goes on after EINTR. EAGAIN; ECONNRESET: the other side closed with messages of ours unread.
+Result<> receive(FdRef socket, std::span<std::byte> buffer, Received& into, int flags, OverExec over = OverExec::Close);
 
 /// The same with a Received of its own.
 Result<Received> receive(FdRef socket, std::span<std::byte> buffer, int flags);

@@ -9,9 +9,9 @@
 
 namespace luo {
 
-Result<Pipe> make_pipe() {
+Result<Pipe> make_pipe(OverExec over) {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return sys_fail("pipe2(O_CLOEXEC | O_NONBLOCK)");
+  if (pipe2(ends, (over == OverExec::Close ? O_CLOEXEC : 0) | O_NONBLOCK) != 0) return sys_fail("pipe2");
   return Pipe{Fd::adopt(ends[0]), Fd::adopt(ends[1])};
 }
 

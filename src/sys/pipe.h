@@ -10,8 +10,8 @@ struct Pipe {
   Fd read, write;
 };
 
-/// Both ends O_CLOEXEC and O_NONBLOCK. EMFILE, ENFILE.
-Result<Pipe> make_pipe();
+/// Both ends O_NONBLOCK. EMFILE, ENFILE.
+Result<Pipe> make_pipe(OverExec over = OverExec::Close);
 
 /// Whether every descriptor of the read end is closed, everywhere (forks, messages in flight), right now.
 bool reader_gone(int write_fd) noexcept;

@@ -203,6 +203,46 @@ TEST_F(LuodUpdate, ToOneThatHangs) {
   expect_refused(update(image("hangs"), {"--timeout", "0.3"}), "ETIMEDOUT", "let me think");
 }
 
+TEST_F(LuodUpdate, ToOneThatHasLostADescriptorOnTheWay) {
+  expect_refused(update(image("loses")), "ECHILD", "did not come over the exec");
+}
+TEST_F(LuodUpdate, ToOneThatHasBroughtADescriptorAlong) {
+  ASSERT_EQ(update(image("brings"))["status"], 0) << luod_.log();
+  expect_unchanged();  // it is closed: nobody names it
+}
+
+/// Nobody watches then: the old worker waits for the new luod, which does not exist yet.
+TEST_F(LuodUpdate, SessionsThatAreClosedMeanwhileAreGoneForWhoeverAsksAfterwards) {
+  const auto before = luod_.status()["sessions"];
+  std::vector<Fd> closed;
+  for (int i = 0; i < 300; ++i) {
+    closed.push_back(owner_->create(fmt::format("closed-{}", i)));
+    ASSERT_TRUE(closed.back().valid()) << luo_last_error();
+  }
+  const Fd image = Fd::adopt(open(program("luod").c_str(), O_RDONLY | O_CLOEXEC));
+  const int fd = image.raw();
+  RawClient admin = raw_client(luod_, "admin"), other = raw_client(luod_, "other");
+  const pid_t keeper = luod_.keeper();
+  ASSERT_EQ(kill(keeper, SIGSTOP), 0);
+  ASSERT_TRUE(admin.post(wire::Command::UpdateLuod, 0, update_arg("", 20'000), {&fd, 1}).has_value());
+  const auto asked_to_exec = [keeper] {
+    std::ifstream status{fmt::format("/proc/{}/status", keeper)};
+    for (std::string line; std::getline(status, line);)
+      if (line.starts_with("ShdPnd:")) return (std::stoull(line.substr(7), nullptr, 16) >> (SIGUSR2 - 1) & 1) != 0;
+    return false;
+  };
+  while (!asked_to_exec()) sched_yield();
+  closed.clear();
+  // The first that is asked afterwards.
+  ASSERT_TRUE(other.post(wire::Command::UpdateSimulated, 0, update_arg("", 20'000)).has_value());
+  ASSERT_EQ(kill(keeper, SIGCONT), 0);
+  const auto crossed = other.answer();
+  ASSERT_TRUE(crossed.has_value() && crossed->error() == 0) << luod_.log();
+  EXPECT_EQ(luod_.status()["sessions"]["incoming"], before["outgoing"]) << "nothing that was closed has crossed";
+  const auto answer = admin.answer();
+  EXPECT_TRUE(answer.has_value() && answer->error() == 0) << luod_.log();
+}
+
 // --- kills in the middle ------------------------------------------------------------------------------
 
 class KilledUpdate : public LuodUpdate {

@@ -1,4 +1,5 @@
 // Images that `luoctl update luod` must survive. Which one this is, its build says (BAD_*).
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 
 #include "daemon/control.h"
 #include "daemon/probe.h"
+#include "daemon/start.h"
 #include "handlers/handlers.h"
 #include "luo/engine.h"
 
@@ -41,6 +43,24 @@ int probe() {
           engine ? static_cast<unsigned long long>(engine->session_count()) : 0ULL);
 }
 
+/// A luod that serves, but has lost a descriptor on the way, or brought one along.
+[[maybe_unused]] int serve_with_other_descriptors(int arena_fd, bool lose) {
+  if (lose) {
+    auto arena = luo::kho::Arena::open(luo::Fd::adopt(fcntl(arena_fd, F_DUPFD_CLOEXEC, 3)), luo::Engine::kLayout);
+    auto handlers = luo::make_handlers(luo::daemon::control_of(*arena).handlers);
+    auto engine = luo::Engine::open(
+        *arena, (*handlers)->registry(), [](int) { return false; }, luo::Engine::Take::Later);
+    std::vector<int> held;
+    engine->append_fds(held);
+    close(held.back());
+  } else {
+    open("/dev/null", O_RDONLY);
+  }
+  const auto status = luo::daemon::resume(arena_fd);
+  if (!status) fprintf(stderr, "%s\n", luo::to_string(status.error()).c_str());
+  return status.value_or(1);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -53,6 +73,12 @@ int main(int argc, char** argv) {
 #elif defined(BAD_AFTER_READING)
   read_everything(arena);
   abort();
+#elif defined(BAD_LOSES) || defined(BAD_BRINGS)
+#ifdef BAD_LOSES
+  return serve_with_other_descriptors(arena, true);
+#else
+  return serve_with_other_descriptors(arena, false);
+#endif
 #elif defined(BAD_HANGS)
   fputs("last words: let me think\n", stderr);
   for (;;) pause();
