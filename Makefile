@@ -12,7 +12,7 @@ CACHE_KILLS ?= 1000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test soak bench bench-scale vm lint fuzz install clean
+.PHONY: help deps build demo test soak bench bench-scale bench-scale-vm vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -46,6 +46,10 @@ vm: build ## build the virtual machine's kernel, if it is not there, and boot on
 
 bench-scale: build ## the same at 9,000 sessions and 18,000 files: build/bench-scale/report.json
 	@tests/bench/scale/run.py $(if $(PLOT),--plot $(PLOT))
+
+bench-scale-vm: build ## at 100,000 sessions and 1,000,000 files, in a virtual machine: build/bench-scale-vm/report.json
+	@scripts/install-vm-deps
+	@tests/bench/scale/vm.py $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(PLOT),--plot $(PLOT))
 
 lint: ## clang-format on all, clang-tidy-19 on what differs from BASE (default: the last commit; ALL=1: everything)
 	@scripts/lint $(if $(ALL),--all) $(if $(BASE),--base $(BASE))

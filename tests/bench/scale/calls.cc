@@ -10,8 +10,10 @@
 namespace bench {
 namespace {
 
+constexpr std::size_t kTurn = 50;  ///< sessions of the smaller side; of the larger, ten times as many
+
 std::string name_of(std::size_t session) { return fmt::format("scale-{}", session); }
-bool in_batches(std::size_t session) { return session % 2 == 0; }
+bool in_batches(const Side& side, std::size_t session) { return session % side.one_by_one != side.one_by_one - 1; }
 
 luo::Result<std::vector<luo::Fd>> make_files(std::size_t count) {
   std::vector<luo::Fd> files;
@@ -36,7 +38,7 @@ luo::Result<> preserve(Side& side, std::size_t session) {
   luo_connection* const luod = side.connection->get();
   const int fd = side.held[session].raw();
   const std::uint64_t began = now_ns();
-  if (in_batches(session)) {
+  if (in_batches(side, session)) {
     std::vector<int> errors(numbers.size());
     const int done = luo_preserve_many(luod, fd, numbers.data(), tokens.data(), errors.data(), numbers.size());
     if (done < 0) return luo_fail(done, "preserve");
@@ -47,8 +49,8 @@ luo::Result<> preserve(Side& side, std::size_t session) {
       if (const int result = luo_preserve_fd(luod, fd, numbers[i], tokens[i]); result < 0)
         return luo_fail(result, "preserve");
   }
-  side.samples[in_batches(session) ? "preserve_many" : "preserve"].add(us_each(began, numbers.size()),
-                                                                       session * side.files);
+  side.samples[in_batches(side, session) ? "preserve_many" : "preserve"].add(us_each(began, numbers.size()),
+                                                                             session * side.files);
   return {};
 }
 
@@ -58,14 +60,14 @@ luo::Result<> retrieve_files(Side& side, std::size_t session) {
   luo_connection* const luod = side.connection->get();
   const int fd = side.held[session].raw();
   const std::uint64_t began = now_ns();
-  if (in_batches(session)) {
+  if (in_batches(side, session)) {
     if (const int came = luo_retrieve_many(luod, fd, tokens.data(), fds.data(), fds.size()); came < 0)
       return luo_fail(came, "retrieve files");
   } else {
     for (std::size_t i = 0; i < fds.size(); ++i) fds[i] = luo_retrieve_fd(luod, fd, tokens[i]);
   }
-  side.samples[in_batches(session) ? "retrieve_many" : "retrieve"].add(us_each(began, fds.size()),
-                                                                       session * side.files);
+  side.samples[in_batches(side, session) ? "retrieve_many" : "retrieve"].add(us_each(began, fds.size()),
+                                                                             session * side.files);
   for (const int file : fds) {
     if (file < 0) return luo::fail(-file, "a file of session {} did not come", session);
     ::close(file);
@@ -77,11 +79,14 @@ luo::Result<> retrieve_files(Side& side, std::size_t session) {
 
 luo::Result<> alternate(Sides& sides, const std::function<luo::Result<>(Side&, std::size_t)>& step) {
   auto& [small, large] = sides;
-  std::size_t next = 0;
-  for (std::size_t i = 0; i < large.sessions; ++i) {
-    LUO_TRY(step(large, i));
-    while (next < small.sessions && (next + 1) * large.sessions <= (i + 1) * small.sessions)
-      LUO_TRY(step(small, next++));
+  // The first call after the other luod's turn finds caches that are not its own: so turns are no single calls.
+  const std::size_t turn = std::clamp(small.sessions / 20, std::size_t{1}, kTurn);
+  std::size_t of_small = 0, of_large = 0;
+  while (of_small < small.sessions || of_large < large.sessions) {
+    const std::size_t small_until = std::min(of_small + turn, small.sessions);
+    const std::size_t large_until = small_until == small.sessions ? large.sessions : small_until * 10;
+    while (of_large < large_until) LUO_TRY(step(large, of_large++));
+    while (of_small < small_until) LUO_TRY(step(small, of_small++));
   }
   return {};
 }

@@ -63,7 +63,7 @@ struct Seen {
 luo::Result<Seen> watch(const ScaleOptions& options, const Side& side, const std::string& kind) {
   const Connection client = LUO_TRY(Connection::open(side.socket));
   const std::uint64_t began = now_ns();
-  Running running = LUO_TRY(start(options, side, {"update", kind}));
+  Running running = LUO_TRY(start(options, side, {"update", kind, "--timeout", fmt::to_string(options.timeout)}));
   std::uint64_t longest = 0;
   pollfd end{running.output.raw(), POLLIN, 0};
   do {

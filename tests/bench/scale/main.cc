@@ -24,8 +24,14 @@ luo::Result<> expect(const ScaleOptions& options, const Sides& sides, const char
 }
 
 luo::Result<nlohmann::json> measure(const ScaleOptions& options) {
-  Sides sides{Side{.socket = options.small, .sessions = options.sessions / 10, .files = options.files},
-              Side{.socket = options.large, .sessions = options.sessions, .files = options.files}};
+  Sides sides{Side{.socket = options.small,
+                   .sessions = options.sessions / 10,
+                   .files = options.files,
+                   .one_by_one = options.one_by_one},
+              Side{.socket = options.large,
+                   .sessions = options.sessions,
+                   .files = options.files,
+                   .one_by_one = options.one_by_one}};
   const auto remember_memory = [&](const char* when) -> luo::Result<> {
     for (Side& side : sides) side.report["memory"][when] = LUO_TRY(memory_of(options, side));
     return {};
@@ -107,6 +113,10 @@ int main(int argc, char** argv) {
   app.add_option("--sessions", options.sessions)->capture_default_str();
   app.add_option("--files", options.files, "in each session")->capture_default_str();
   app.add_option("--rounds", options.rounds, "of update luod")->capture_default_str();
+  app.add_option("--one-by-one", options.one_by_one, "the files of each so-manieth session")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--timeout", options.timeout, "of each update, in seconds")->capture_default_str();
   app.add_option("--processor", options.processor, "measure calls on this one alone");
   CLI11_PARSE(app, argc, argv);
   if (options.sessions < 20 || options.files < 1 || options.rounds < 1) {

@@ -40,6 +40,8 @@ def title(canvas, words, under):
 
 def under(report):
     machine = report["machine"]
+    if "emulated_by" in machine:
+        return f"{machine['processors']} processor emulated by {machine['emulated_by']}, Linux {machine['kernel']}, {report['date']}"
     return (f"{machine['processors']} processors, Linux {machine['kernel']}, {report['date']}, "
             f"load average {report['load_average'][0]:.1f} before")
 
@@ -89,13 +91,13 @@ def updates(report):
     return canvas.finish()
 
 
-def draw(report, folder):
+def draw(report, folder, prefix="scale"):
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, run in report["runs"].items():
-        paths.append(folder / f"scale-{name.replace(' ', '-')}.svg")
+        paths.append(folder / f"{prefix}-{name.replace(' ', '-')}.svg")
         paths[-1].write_text(calls(report, name, run))
-    paths.append(folder / "scale-updates.svg")
+    paths.append(folder / f"{prefix}-updates.svg")
     paths[-1].write_text(updates(report))
     return paths
 

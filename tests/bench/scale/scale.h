@@ -21,6 +21,8 @@ struct ScaleOptions {
   std::string luoctl;                      ///< path of the program; luod lies beside it
   std::size_t sessions = 9000, files = 1;  ///< at the large side; files in each session
   std::size_t rounds = 5;                  ///< of `update luod`
+  std::size_t one_by_one = 2;              ///< the files of each so-manieth session are not handled in batches
+  std::size_t timeout = 60;                ///< of each update, in seconds
   int processor = -1;                      ///< calls are measured on this one alone; -1: wherever
 };
 
@@ -39,6 +41,7 @@ struct Samples {
 struct Side {
   std::string socket;
   std::size_t sessions, files;  ///< files in each session
+  std::size_t one_by_one = 2;   ///< see ScaleOptions
   std::optional<Connection> connection = std::nullopt;
   std::vector<luo::Fd> held = {};  ///< session descriptors
   std::map<std::string, Samples> samples = {};
@@ -48,10 +51,10 @@ struct Side {
 
 using Sides = std::array<Side, 2>;  ///< small, large
 
-/// `step(side, i)` for each of the side's sessions: ten at the large side, then one at the small.
+/// `step(side, i)` for each of the side's sessions, in turns: some hundreds at the large side, a tenth at the small.
 luo::Result<> alternate(Sides& sides, const std::function<luo::Result<>(Side&, std::size_t)>& step);
 
-// calls.cc: creates and fills the sessions; takes what has come in and finishes it. The files of every other session
+// calls.cc: creates and fills the sessions; takes what has come in and finishes it. The files of some sessions
 // are preserved and retrieved one by one, those of the rest in batches.
 luo::Result<> fill(Sides& sides);
 luo::Result<> empty(Sides& sides);
