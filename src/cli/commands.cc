@@ -233,6 +233,7 @@ Outcome run(const Options& options, Style style) {
     case Action::UpdateSimulated: return update_simulated(options);
     case Action::Stop: return stop(options);
     case Action::Run: return run_command(options);
+    case Action::Inspect: return inspect(options, style);
   }
   return {kUsage, {}, "luoctl: nothing to do\n"};
 }

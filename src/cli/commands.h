@@ -37,5 +37,6 @@ Error error_in(client::Answer& answer, const nlohmann::json* report);
 
 Outcome update_service(const Options& options);
 Outcome run_command(const Options& options);
+Outcome inspect(const Options& options, Style style);
 
 }  // namespace luo::cli

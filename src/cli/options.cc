@@ -23,6 +23,7 @@ constexpr const char* kFooter =
     "  luoctl update service cache -- luo-cache --port 6379\n"
     "                                                     replace the service that owns session 'cache'\n"
     "  luoctl --private=/tmp/d run -- ./test              a program that knows only /dev/liveupdate\n"
+    "  luoctl inspect --live                              all that luod remembers, record by record\n"
     "  luoctl --json status | jq .sessions                for programs\n\n"
     "luod is found at --socket, else $LUO_SOCKET, else /run/luo/luod.sock (root) or\n"
     "$XDG_RUNTIME_DIR/luo/luod.sock.\n\n"
@@ -175,6 +176,23 @@ Parsed parse_options(int argc, const char* const* argv) {
       "The exit status is COMMAND's; 128 + N if signal N ended it; 127 not found, 126 not executable;\n"
       "125 if it was not run because of luoctl. Limits: luoctl(1).");
 
+  auto* inspect = does(app.add_subcommand("inspect", "what is in an arena's file, in an image, or in the running luod"),
+                       Action::Inspect);
+  inspect->add_option("file", options.file, "an arena (the memfd, or a copy of it) or an image of one");
+  bool live = false;
+  inspect->add_flag("--live", live, "what the running luod remembers, as of one moment");
+  inspect->add_flag("--all", options.all, "also each chunk and segment, and all ranges of pages");
+  inspect->add_flag("--dts", options.dts, "as device-tree source (see dtc(1))");
+  inspect->footer(
+      "Examples:\n"
+      "  luoctl inspect --live\n"
+      "  luoctl inspect --all /proc/$(pgrep -o kho-kv)/fd/3   another program's arena: its memory\n"
+      "  luoctl --json inspect luod.image | jq '.engine.outgoing[].name'\n"
+      "  luoctl inspect --dts --live | dtc -O dtb -o luod.dtb\n\n"
+      "Changes nothing. What is damaged is named, with its place (exit status 1), and what is sound is\n"
+      "shown all the same. The file of a program that runs may be in the middle of a change: stop it\n"
+      "first, or look again.");
+
   does(app.add_subcommand("stop", "end luod; everything that it holds is given up"), Action::Stop)
       ->footer(
           "Examples:\n"
@@ -204,6 +222,9 @@ Parsed parse_options(int argc, const char* const* argv) {
   if (options.session.empty() &&
       (options.action == Action::UpdateService || options.action == Action::Show || options.action == Action::Drop))
     return usage("luoctl: a session's name has 1 to 63 bytes (see luoctl list)\n");
+  if (options.action == Action::Inspect && live == !options.file.empty())
+    return usage("luoctl: inspect takes either the name of a file, or --live\n");
+  if (options.dts && options.json) return usage("luoctl: --dts and --json are two formats; choose one\n");
   options.timeout_ms = static_cast<std::uint32_t>(timeout * 1000 + 0.5);
   return {std::move(options), kDone, {}};
 }

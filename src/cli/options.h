@@ -7,7 +7,7 @@
 
 namespace luo::cli {
 
-enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop, Drop, Files, Run };
+enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop, Drop, Files, Run, Inspect };
 
 /// luoctl's exit statuses; documented in its help and manual page.
 enum ExitStatus : int { kDone = 0, kFailed = 1, kUsage = 2, kUnreachable = 3 };
@@ -23,6 +23,9 @@ struct Options {
   std::string image;                 ///< UpdateLuod; empty: the luod beside luoctl
   std::uint32_t timeout_ms = 0;      ///< 0: luod's default
   std::string log;                   ///< UpdateService; empty: chosen by open_log()
+  std::string file;                  ///< Inspect; empty: the running luod's state
+  bool all = false;                  ///< Inspect: each chunk, segment and range too
+  bool dts = false;                  ///< Inspect: as device-tree source
   std::vector<std::string> command;  ///< UpdateService, Run: what follows "--"
 };
 

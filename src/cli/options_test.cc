@@ -21,6 +21,10 @@ TEST(Options, KnowsEachCommand) {
   EXPECT_EQ(parse({"update", "luod"}).options->action, Action::UpdateLuod);
   EXPECT_EQ(parse({"update", "simulated"}).options->action, Action::UpdateSimulated);
   EXPECT_EQ(parse({"stop"}).options->action, Action::Stop);
+  EXPECT_EQ(parse({"inspect", "--live"}).options->action, Action::Inspect);
+  EXPECT_EQ(parse({"inspect", "--live"}).options->file, "");
+  EXPECT_EQ(parse({"inspect", "--all", "--dts", "a.image"}).options->file, "a.image");
+  EXPECT_TRUE(parse({"inspect", "--all", "--dts", "a.image"}).options->dts);
 }
 
 TEST(Options, GlobalOnesStandAnywhere) {
@@ -58,6 +62,10 @@ TEST(Options, WrongUsageIsToldApart) {
       {"status", "extra"},
       {"show"},
       {"show", ""},
+      {"inspect"},
+      {"inspect", ""},
+      {"inspect", "--live", "a.image"},
+      {"inspect", "--dts", "--json", "a.image"},
       {"update"},
       {"update", "bogus"},
       {"update", "service"},

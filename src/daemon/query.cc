@@ -5,8 +5,10 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/text.h"
 #include "daemon/server.h"
 #include "daemon/version.h"
+#include "kho/image.h"
 
 namespace luo::daemon {
 namespace {
@@ -15,45 +17,24 @@ using nlohmann::json;
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-/// Names are any bytes but NUL: what is not printable ASCII or valid UTF-8 is shown as \xNN.
-std::string shown(std::string_view name) {
-  std::string out;
-  for (const char c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f || byte == '\\') out += fmt::format("\\x{:02x}", byte);
-    else out += c;
-  }
-  // dump() replaces broken UTF-8; escape it here instead, so that names stay distinct.
-  if (!json::accept(json(out).dump(-1, ' ', false, json::error_handler_t::replace))) return out;
-  try {
-    (void)json(out).dump();
-  } catch (const json::exception&) {
-    out.clear();
-    for (const char c : name) {
-      const auto byte = static_cast<unsigned char>(c);
-      out += byte >= 0x20 && byte < 0x7f && byte != '\\' ? std::string(1, c) : fmt::format("\\x{:02x}", byte);
-    }
-  }
-  return out;
-}
-
 json session_json(const SessionView& session) {
   const Holder& owner = session.holder[0];
-  return {{"name", shown(session.name)},
-          {"id", session.id.raw()},
-          {"state", to_string(session.state)},
-          {"pid", session.owner.pid},
-          {"uid", session.owner.uid},
-          {"files", session.files},
-          {"created_ms", session.created_ms},
-          {"on_close", session.hold == Hold::Off ? "unpreserve" : "hold"},
-          {"held_for", session.hold == Hold::Off    ? json(nullptr)
-                       : session.hold == Hold::User ? json("user")
-                                                    : json{{to_string(session.hold), shown(session.held_for)}}},
-          {"holder", owner.write_fd < 0 ? "none"
-                     : owner.accepted   ? "held"
-                                        : "handed out"},
-          {"successor", session.holder[1].write_fd >= 0}};
+  return {
+      {"name", printable_name(session.name)},
+      {"id", session.id.raw()},
+      {"state", to_string(session.state)},
+      {"pid", session.owner.pid},
+      {"uid", session.owner.uid},
+      {"files", session.files},
+      {"created_ms", session.created_ms},
+      {"on_close", session.hold == Hold::Off ? "unpreserve" : "hold"},
+      {"held_for", session.hold == Hold::Off    ? json(nullptr)
+                   : session.hold == Hold::User ? json("user")
+                                                : json{{to_string(session.hold), printable_name(session.held_for)}}},
+      {"holder", owner.write_fd < 0 ? "none"
+                 : owner.accepted   ? "held"
+                                    : "handed out"},
+      {"successor", session.holder[1].write_fd >= 0}};
 }
 
 }  // namespace
@@ -71,6 +52,19 @@ Result<Next> Server::query(Request& request, Reply& reply, Change&) {
     }
     default: return fail(EINVAL, "query {} is not known", arg.kind);
   }
+  reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
+  return Next::Answer;
+}
+
+/// Between two transactions, so that it is one moment's state: nobody who reads the live arena could know that. It has
+/// the key of the hash tables and everybody's names and tokens: for those who may do anything here in any case.
+Result<Next> Server::inspect(Request& request, Reply& reply, Change&) {
+  const auto arg = LUO_TRY(wire::parse_arg<wire::PlainArg>(request.payload));
+  if (arg.reserved != 0) return fail(EINVAL, "inspect: reserved is {}", arg.reserved);
+  LUO_TRY(may_administer(request));
+  Fd image = LUO_TRY_DURING("inspect", kho::seal(arena_, "luod-inspect", {.control = true}));
+  reply.fds.push_back(image.release());
+  reply.owned = true;
   reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
   return Next::Answer;
 }
@@ -141,7 +135,7 @@ Result<std::string> Server::show_json(std::string_view name) const {
   // A name as `list` shows it.
   if (!id)
     engine_->for_each_session([&](const SessionView& session) {
-      if (!id && shown(session.name) == name) id = session.id;
+      if (!id && printable_name(session.name) == name) id = session.id;
     });
   if (!id) return fail(ENOENT, "no session '{}' (see luoctl list)", name);
   json out = session_json(*engine_->find(*id));
@@ -172,7 +166,7 @@ std::string Server::files_json(std::string_view handler) const {
   engine_->for_each_session([&](const SessionView& session) {
     engine_->for_each_file(session.id, [&](const FileView& file) {
       if (!handler.empty() && file.handler != handler) return;
-      files.push_back({{"session", shown(session.name)},
+      files.push_back({{"session", printable_name(session.name)},
                        {"state", to_string(session.state)},
                        {"token", file.token.raw()},
                        {"handler", file.handler},

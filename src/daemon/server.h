@@ -218,6 +218,7 @@ class Server {
   void settle_trial();
 
   // query.cc
+  Result<Next> inspect(Request& request, Reply& reply, Change& change);
   Result<Next> query(Request& request, Reply& reply, Change& change);
   std::string status_json() const;
   std::string list_json() const;

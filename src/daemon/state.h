@@ -96,6 +96,12 @@ struct UpdateRec {
 class State {
  public:
   static constexpr unsigned kRootSlot = 1;
+  struct Root {
+    List<PeerRec> peers;
+    List<GrantRec> grants;
+    List<UpdateRec> updates;
+    std::uint64_t next_peer, next_update;
+  };
   static constexpr std::size_t kGrantsPerStep = 1000;  ///< some 200 bytes of log each
   static constexpr std::uint64_t kHistory = 32;        ///< ended updates that are remembered
 
@@ -134,12 +140,6 @@ class State {
   void append_fds(std::vector<int>& out) const;
 
  private:
-  struct Root {
-    List<PeerRec> peers;
-    List<GrantRec> grants;
-    List<UpdateRec> updates;
-    std::uint64_t next_peer, next_update;
-  };
   State(kho::Arena& arena, Root& root) : arena_{&arena}, root_{&root} {}
   Result<> index();
 

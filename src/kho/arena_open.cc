@@ -84,12 +84,18 @@ Result<HeaderConstants> read_constants(FdRef memfd) {
     if (errno != EINVAL) return sys_fail("fcntl(fd {}, F_GET_SEALS)", memfd.raw);
     return fail(EINVAL, "fd {} is not a memfd", memfd.raw);
   }
+  const HeaderConstants constants = LUO_TRY(read_constants_of_copy(memfd));
+  LUO_TRY(check_file(memfd, constants.pages));
+  return constants;
+}
+
+Result<HeaderConstants> read_constants_of_copy(FdRef file) {
   struct stat st {};
-  if (::fstat(memfd.raw, &st) != 0) return sys_fail("fstat(fd {})", memfd.raw);
+  if (::fstat(file.raw, &st) != 0) return sys_fail("fstat(fd {})", file.raw);
   const auto size = static_cast<std::uint64_t>(st.st_size);
   HeaderConstants c{};
-  const ssize_t got = ::pread(memfd.raw, &c, sizeof c, 0);
-  if (got < 0) return sys_fail("pread(fd {}, header)", memfd.raw);
+  const ssize_t got = ::pread(file.raw, &c, sizeof c, 0);
+  if (got < 0) return sys_fail("pread(fd {}, header)", file.raw);
   if (static_cast<std::size_t>(got) != sizeof c) return fail(EBADMSG, "header: the file has only {} bytes", size);
   if (c.magic == __builtin_bswap64(kArenaMagic) && c.byte_order == __builtin_bswap32(kByteOrder))
     return fail(EPROTO, "header: written in the other byte order");
@@ -108,7 +114,6 @@ Result<HeaderConstants> read_constants(FdRef memfd) {
     return fail(EBADMSG, "header: sections are not where a heap of {} bytes has them", heap);
   if (size != c.geometry.file_bytes)
     return fail(EBADMSG, "header: the file should have {} bytes, it has {}", c.geometry.file_bytes, size);
-  LUO_TRY(check_file(memfd, c.pages));
   return c;
 }
 

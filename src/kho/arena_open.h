@@ -24,6 +24,8 @@ std::string to_string(const Layout& layout);
 /// Reads and checks the constant part: kind and size of the file, magic, byte order, format, checksum, page
 /// size, places of the sections. EINVAL, EBADMSG, EPROTO.
 Result<HeaderConstants> read_constants(FdRef memfd);
+/// The same of any file, such as a copy of an arena.
+Result<HeaderConstants> read_constants_of_copy(FdRef file);
 
 /// Whether an entry of the undo log may name [at, at + length): all but the constants, the control page, the
 /// log itself and the backed bits.

@@ -9,6 +9,7 @@
 #include "kho/image.h"
 #include "kho/image_checksum.h"
 #include "kho/image_extents.h"
+#include "kho/image_open.h"
 #include "kho/memfd.h"
 #include "kho/undo_log.h"
 
@@ -16,18 +17,6 @@ namespace luo::kho {
 namespace {
 
 constexpr std::uint64_t page_end(std::uint64_t at) noexcept { return (at + kPageBytes - 1) & ~(kPageBytes - 1); }
-
-Result<> read_at(FdRef file, std::uint64_t at, std::span<std::byte> to, std::string_view what) {
-  while (!to.empty()) {
-    const ssize_t n = ::pread(file.raw, to.data(), to.size(), static_cast<off_t>(at));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return sys_fail("{}: pread(fd {}, {} bytes at {})", what, file.raw, to.size(), at);
-    if (n == 0) return fail(EBADMSG, "{}: the image ends at {}, {} bytes are missing", what, at, to.size());
-    to = to.subspan(static_cast<std::size_t>(n));
-    at += static_cast<std::uint64_t>(n);
-  }
-  return {};
-}
 
 /// Before anything else is believed: that it is an image, whole, and ours to read.
 Result<> check_identity(const ImageHeader& h, std::uint64_t size) {
@@ -76,7 +65,21 @@ Result<> check_header(const ImageHeader& h) {
   return {};
 }
 
-Result<ImageHeader> read_header(FdRef image) {
+}  // namespace
+
+Result<> read_at(FdRef file, std::uint64_t at, std::span<std::byte> to, std::string_view what) {
+  while (!to.empty()) {
+    const ssize_t n = ::pread(file.raw, to.data(), to.size(), static_cast<off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return sys_fail("{}: pread(fd {}, {} bytes at {})", what, file.raw, to.size(), at);
+    if (n == 0) return fail(EBADMSG, "{}: the image ends at {}, {} bytes are missing", what, at, to.size());
+    to = to.subspan(static_cast<std::size_t>(n));
+    at += static_cast<std::uint64_t>(n);
+  }
+  return {};
+}
+
+Result<ImageHeader> read_image_header(FdRef image) {
   struct stat st {};
   if (::fstat(image.raw, &st) != 0) return sys_fail("fstat(fd {})", image.raw);
   if (!S_ISREG(st.st_mode)) return fail(EINVAL, "fd {} is not a file", image.raw);
@@ -94,6 +97,8 @@ Result<> check_sum(std::string_view what, std::uint64_t is, std::uint64_t stored
   if (is == stored) return {};
   return fail(EBADMSG, "{}: checksum is {:#x}, not {:#x}", what, is, stored);
 }
+
+namespace {
 
 /// The arena that is being built; nobody has seen it yet.
 class Builder {
@@ -247,7 +252,7 @@ class Builder {
 
 Result<Arena> populate(FdRef image, const Layout& expected, std::string_view name) {
   const auto make = [&]() -> Result<Arena> {
-    const ImageHeader header = LUO_TRY(read_header(image));
+    const ImageHeader header = LUO_TRY(read_image_header(image));
     if (header.constants.layout != expected)
       return fail(EPROTO, "image header: it holds {}, expected is {}", to_string(header.constants.layout),
                   to_string(expected));
@@ -259,7 +264,7 @@ Result<Arena> populate(FdRef image, const Layout& expected, std::string_view nam
 
 Result<ImageInfo> inspect_image(FdRef image) {
   const auto look = [&]() -> Result<ImageInfo> {
-    const ImageHeader h = LUO_TRY(read_header(image));
+    const ImageHeader h = LUO_TRY(read_image_header(image));
     constexpr int kSeals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
     const int seals = ::fcntl(image.raw, F_GET_SEALS);  // EINVAL: a file that has none
     ImageInfo info{.format = h.format,

@@ -106,6 +106,7 @@ std::string name_of(std::uint32_t command) {
     case Command::UpdateCancel: return "UPDATE_CANCEL";
     case Command::UpdateSimulated: return "UPDATE_SIMULATED";
     case Command::Stop: return "STOP";
+    case Command::Inspect: return "INSPECT";
   }
   return fmt::format("command {:#x}", command);
 }

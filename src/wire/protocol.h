@@ -73,6 +73,7 @@ enum class Command : std::uint32_t {
   UpdateCancel = 0xBAA4,     ///< UpdateArg with id + text: the successor is dead, or the operator gave up
   UpdateSimulated = 0xBAA5,  ///< UpdateArg → PlainArg + memfd with JSON (also on error)
   Stop = 0xBAA6,             ///< PlainArg: end luod
+  Inspect = 0xBAA7,          ///< PlainArg → PlainArg + memfd with an image of luod's arena (kho/image.h), sealed
 };
 
 enum class Event : std::uint32_t {

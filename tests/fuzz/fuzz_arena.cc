@@ -11,6 +11,7 @@
 #include "damage.h"
 #include "kho/arena.h"
 #include "kho/format.h"
+#include "kho/snapshot.h"
 
 namespace {
 
@@ -138,6 +139,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   image.damage().apply(input);
   {
     (void)Arena::inspect(image.open());
+    if (const auto looked = Snapshot::read(image.open()))
+      for (const std::uint64_t root : looked->state().roots) {
+        std::vector<std::byte> block(looked->block_bytes(PhysAddr{root}));
+        (void)looked->read(PhysAddr{root}, block);
+      }
     auto arena = Arena::open(image.open(), kLayout);
     if (!arena && (arena.error().code == 0 || arena.error().what.empty())) found("an error without code or text");
     if (arena) {

@@ -14,6 +14,7 @@
 
 #include "damage.h"
 #include "handlers/handlers.h"
+#include "inspect/report.h"
 #include "kho/format.h"
 #include "luo/engine.h"
 #include "luo/records.h"
@@ -240,6 +241,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   {
     auto arena = kho::Arena::open(world.arena(), Engine::kLayout);
     if (!arena) found(to_string(arena.error()).c_str());
+    const auto looked = inspect::report(world.arena(), false);  // believes nothing, and has to come to an end
+    if (!looked) found(to_string(looked.error()).c_str());
+    (void)inspect::to_dts(looked->json);
     auto engine = Engine::open(*arena, world.registry(), nullptr);
     if (!engine && (engine.error().code == 0 || engine.error().what.empty())) found("an error without code or text");
     if (engine) {

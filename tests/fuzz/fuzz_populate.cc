@@ -2,6 +2,7 @@
 // with, and makes an image again. The first byte chooses: bit 0, an image of format 1; bit 1, one with the
 // control page; bit 2, all checksums are made right after the damage, as a forger would; bit 3, the file is cut
 // off, at the place that the next two bytes name.
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include "kho/image.h"
 #include "kho/image_checksum.h"
 #include "kho/image_format.h"
+#include "kho/snapshot.h"
 
 namespace {
 
@@ -148,6 +150,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (arena && !info) found("populate() accepts a header that inspect_image() does not");
     if (arena && !forged && !metadata_sound) found("damaged metadata was accepted");
     if (!arena && sound && !cut) found(to_string(arena.error()).c_str());
+    const auto looked = Snapshot::read(Fd::adopt(fcntl(image.fd().raw(), F_DUPFD_CLOEXEC, 0)));
+    if (arena && (!looked || !looked->faults().empty())) found("populate() accepts what Snapshot does not");
+    if (looked && looked->faults().empty() && looked->constants().layout == kLayout && !arena)
+      found("Snapshot accepts what populate() does not");
+    if (looked)
+      for (const std::uint64_t root : looked->state().roots) {
+        std::vector<std::byte> block(looked->block_bytes(PhysAddr{root}));
+        (void)looked->read(PhysAddr{root}, block);
+      }
     if (arena) work(*arena);
   }
   image.restore();

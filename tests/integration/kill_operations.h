@@ -216,6 +216,12 @@ inline const Operation kOperations[] = {
        const auto answer = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
        return answer ? errno_or_zero(-answer->error()) : answer.error().what;
      }},
+    {"inspect", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       RawClient admin = raw_client(b.luod);
+       const auto answer = admin.call(wire::Command::Inspect, 0, plain_arg());
+       return answer ? errno_or_zero(-answer->error()) + (answer->fds.empty() ? "" : " an image") : answer.error().what;
+     }},
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Operation& operation) { return out << operation.name; }
