@@ -6,6 +6,7 @@
 
 #include <random>
 
+#include "kho/hugetlb_testing.h"
 #include "kho/image.h"
 #include "kho/image_testing.h"
 
@@ -71,6 +72,19 @@ TEST(Snapshot, ShowsAnArenaACopyOfItAndItsImages) {
     expect_shows(image, arena);
   }
   EXPECT_FALSE(Snapshot::read(seal(arena, "look").value()).value().control());
+}
+
+TEST(Snapshot, ShowsArenasOfHugePages) {
+  const HugetlbPool pool{20};
+  for (const Pages pages : {Pages::Huge, Pages::Hugetlb}) {
+    if (pages == Pages::Hugetlb && !pool.why().empty()) GTEST_SKIP() << pool.why();
+    Arena arena = Arena::create({.name = "look", .layout = kLayout, .max_size = 4_MiB, .pages = pages}).value();
+    fill_arena(arena, 200000);
+    expect_shows(Snapshot::read(another(arena.fd())).value(), arena);
+    const Snapshot image = Snapshot::read(seal(arena, "look").value()).value();
+    EXPECT_EQ(image.constants().pages, pages);
+    expect_shows(image, arena);
+  }
 }
 
 TEST(Snapshot, ReadsNothingOutsideABlock) {
