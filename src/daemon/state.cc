@@ -103,6 +103,7 @@ Result<> State::index() {
            terminated(update.name) && terminated(update.text);
   }));
   for_each_peer([&](PeerRec& peer) { peers_[peer.id] = &peer; });
+  grants_by_session_.reserve(root_->grants.count);
   walk(*arena_, root_->grants, [&](GrantRec& grant) {
     grants_by_session_[grant.session].push_back(&grant);
     grants_by_peer_[grant.peer][grant.session] = &grant;
