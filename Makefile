@@ -12,7 +12,7 @@ CACHE_KILLS ?= 1000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test soak bench bench-scale bench-scale-vm vm lint fuzz install clean
+.PHONY: help deps build demo test test-peers soak bench bench-scale bench-scale-vm vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -30,6 +30,9 @@ demo: build ## a cache under load while all under it is replaced: KEYS= VALUE= C
 
 test: deps ## all tests: unit, integration, crash, and the sanitizer builds
 	@scripts/run-tests
+
+test-peers: build ## the kernel's own selftests of LUO under luoctl run
+	@tests/peers/selftests.py
 
 soak: deps ## random kills of everything: KILLS= (10000), of luo-cache: CACHE_KILLS= (1000); SEED= repeats the choices of a run
 	@cmake --preset dev --log-level=WARNING $(CCACHE)
