@@ -5,6 +5,8 @@ namespace luo {
 namespace {
 
 constexpr std::uint64_t kPerStep = 256;  ///< files, or sessions, that a sweep takes in one transaction
+constexpr std::size_t kLogOfFile =
+    sizeof(HandlerData) + 1024;  ///< what one file's new data, and the session's, may take
 
 FreezeFailure refusal(std::string name, int code, std::string why) {
   return {std::move(name), Token{}, "", Error{code, std::move(why)}};
@@ -34,11 +36,6 @@ std::optional<FreezeFailure> Engine::Impl::freeze(Change& change, SessionRecord&
   if (state == SessionState::Frozen) return std::nullopt;
   if (!next(state, SessionEvent::Freeze))
     return refusal(name, EINVAL, fmt::format("freeze session '{}': it is {}", shown(name), to_string(state)));
-  // Each file may log its new data, once.
-  if (change.tx.room() / (sizeof(HandlerData) + 64) <= session.files.count)
-    return refusal(name, ENOSPC,
-                   fmt::format("freeze session '{}': {} files are more than one step can freeze", shown(name),
-                               session.files.count));
   for (Ref<FileRecord> f = session.files.first; f; f = at(f)->links.next) {
     FileRecord& file = *at(f);
     auto data = handler_of(file).freeze(kept(file));
@@ -48,7 +45,15 @@ std::optional<FreezeFailure> Engine::Impl::freeze(Change& change, SessionRecord&
           name, Token{file.token}, std::string{handler_of(file).name()},
           std::move(data).error().during(fmt::format("freeze token {} of session '{}'", file.token, shown(name)))};
     }
-    if (*data != file.data) change.tx.set(file.data, *data);
+    if (*data == file.data) continue;
+    // The log has room for what changes in some 70,000 files; those that stay as they are need none.
+    if (change.tx.room() < kLogOfFile) {
+      unfreeze(session, file.links.next);
+      return refusal(name, ENOSPC,
+                     fmt::format("freeze session '{}': its handlers change more of its {} files than one step can",
+                                 shown(name), session.files.count));
+    }
+    change.tx.set(file.data, *data);
   }
   move(change.tx, session, SessionEvent::Freeze);
   return std::nullopt;
