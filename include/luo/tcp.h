@@ -3,8 +3,8 @@
  * A server that is killed between recv() and the note that it received, or between send() and the note that it sent,
  * leaves a successor who has its memory and its sockets, and does not know how far either had come. The kernel does:
  * TCP counts what a socket has received and what of it was read, what was written and what of it is acknowledged.
- * luo_tcp_get_position() asks it. `struct luo_tcp` is what a server builds on that: two rings in memory that outlives it,
- * into which the kernel receives and out of which it sends, and counters, so that
+ * luo_tcp_get_position() asks it. `struct luo_tcp` is what a server builds on that: two rings in memory that outlives
+ * it, into which the kernel receives and out of which it sends, and counters, so that
  *
  *   - input is given up, output is added and the application's own words change in one step (luo_tcp_commit);
  *   - after SIGKILL at any instruction the next process calls luo_tcp_recover() and goes on: no byte of either

@@ -19,8 +19,8 @@ class Pages {
  public:
   explicit Pages(std::size_t count, int protection_of_last = PROT_READ | PROT_WRITE)
       : bytes_{count * kPage},
-        memory_{static_cast<char*>(
-            ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))} {
+        memory_{
+            static_cast<char*>(::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))} {
     ::mprotect(memory_ + bytes_ - kPage, kPage, protection_of_last);
   }
   ~Pages() { ::munmap(memory_, bytes_); }

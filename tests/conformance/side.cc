@@ -65,9 +65,7 @@ class LuodSide : public Side {
   int preserve(int session, int fd, std::uint64_t token) override { return luo_preserve_fd(luod_, session, fd, token); }
   int retrieve_fd(int session, std::uint64_t token) override { return luo_retrieve_fd(luod_, session, token); }
   int finish(int session) override { return luo_session_finish(luod_, session); }
-  int name(int session, std::span<char, 64> name) override {
-    return luo_session_get_name(luod_, session, name.data());
-  }
+  int name(int session, std::span<char, 64> name) override { return luo_session_get_name(luod_, session, name.data()); }
 
  private:
   luo_connection* luod_;

@@ -205,7 +205,7 @@ TEST_P(TerminatedAt, ASystemCallOfTheKeeper) {
   auto when = SyscallKill::arm_with_signal(keeper_, GetParam(), SIGTERM);
   ASSERT_TRUE(when.has_value());
   const bool posted = post_update(program("luod"), 20'000);  // not if the signal has ended luod before
-  pollfd ended{admin_.socket().raw, POLLIN, 0};  // an answer of a luod that goes on, or its end
+  pollfd ended{admin_.socket().raw, POLLIN, 0};              // an answer of a luod that goes on, or its end
   ASSERT_EQ(poll(&ended, 1, 30'000), 1);
   const auto outcome = when->wait(std::chrono::milliseconds{0});
   if (!outcome || !outcome->killed) {

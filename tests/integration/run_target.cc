@@ -99,8 +99,8 @@ int threads(int count) {
 int lie(int count) {
   const int device = open_device_fd();
   std::atomic<bool> stop = false;
-  auto* arg = static_cast<SessionArg*>(
-      ::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* arg =
+      static_cast<SessionArg*>(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   const int victim = ::memfd_create("victim", 0);
   std::thread changer{[&] {
     for (unsigned i = 0; !stop; ++i) {

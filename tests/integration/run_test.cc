@@ -150,8 +150,9 @@ TEST_F(Run, DescendantsAreServedAfterItsEnd) {
   // The descendant waits at a fifo, holds no stream of ours, and then uses the device.
   const std::string fifo = luod_.dir() / "fifo", said = luod_.dir() / "said";
   ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
-  const Ran ran = run({"sh", "-c", "(read line <" + fifo + "; " + target() + " churn 3 >" + said + " 2>&1; echo $? >>" +
-                                       said + ") </dev/null >/dev/null 2>&1 &"});
+  const Ran ran = run({"sh", "-c",
+                       "(read line <" + fifo + "; " + target() + " churn 3 >" + said + " 2>&1; echo $? >>" + said +
+                           ") </dev/null >/dev/null 2>&1 &"});
   EXPECT_EQ(ran.status, 0);  // and its output had an end: the supervisor holds no pipe
   const auto behind = supervisors();
   ASSERT_EQ(behind.size(), 1U);
@@ -208,12 +209,13 @@ TEST_F(Run, AnUpdateThatIsRefusedChangesNothing) {
   struct Refuser {
     luo_connection* luod;
   } refuser{other};
-  const luo_update_callbacks callbacks{
-      .prepare = [](void* context, const luo_update* update) {
-        luo_update_refuse(static_cast<Refuser*>(context)->luod, update->id, "not now");
-      },
-      .resumed = nullptr,
-      .handed_over = nullptr};
+  const luo_update_callbacks callbacks{.prepare =
+                                           [](void* context, const luo_update* update) {
+                                             luo_update_refuse(static_cast<Refuser*>(context)->luod, update->id,
+                                                               "not now");
+                                           },
+                                       .resumed = nullptr,
+                                       .handed_over = nullptr};
   ASSERT_EQ(luo_on_update(other, &callbacks, &refuser), 0);
   Running update{luod_.socket(), {"true"}};
   EXPECT_EQ(update.wait(), 0);
@@ -237,8 +239,8 @@ TEST_F(Run, AnUpdateThatIsRefusedChangesNothing) {
 TEST_F(Run, AServiceUpdateOfItsSessionIsRefusedWithTheReason) {
   Running holder{luod_.socket(), {target(), "hold", "s"}};
   EXPECT_EQ(holder.line(), "ready");
-  const Ran update = luoctl({"update", "service", "--timeout", "20", "--log", luod_.dir() / "log", "s", "--",
-                             target(), "hold", "other"});
+  const Ran update = luoctl(
+      {"update", "service", "--timeout", "20", "--log", luod_.dir() / "log", "s", "--", target(), "hold", "other"});
   EXPECT_EQ(update.status, 1);
   EXPECT_EQ(holder.ask(), "s");
   holder.hang_up();
@@ -271,8 +273,9 @@ TEST_F(Run, ASupervisorThatDiesLeavesNobodyHanging) {
   const auto behind = supervisors();
   ASSERT_EQ(behind.size(), 1U);
   kill_and_wait(behind[0]);
-  EXPECT_EQ(holder.line(), "luoctl: run: the supervisor has died; the command's opens and ioctls get ENOSYS from now on: "
-                           "No child processes [ECHILD]");
+  EXPECT_EQ(holder.line(),
+            "luoctl: run: the supervisor has died; the command's opens and ioctls get ENOSYS from now on: "
+            "No child processes [ECHILD]");
   EXPECT_EQ(holder.ask(), "ENOSYS");
   holder.hang_up();
   EXPECT_EQ(holder.wait(), 125);
