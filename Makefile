@@ -12,7 +12,7 @@ CACHE_KILLS ?= 1000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-peers soak bench bench-scale bench-scale-vm vm lint fuzz install clean
+.PHONY: help deps build demo test test-peers test-vm soak bench bench-scale bench-scale-vm vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -33,6 +33,10 @@ test: deps ## all tests: unit, integration, crash, and the sanitizer builds
 
 test-peers: build ## the kernel's own selftests of LUO under luoctl run
 	@tests/peers/selftests.py
+
+test-vm: build ## the bare kernel as the yardstick, over real kexecs in a virtual machine: its selftests, our conformance suite
+	@scripts/install-vm-deps
+	@tests/vm/bare.py
 
 soak: deps ## random kills of everything: KILLS= (10000), of luo-cache: CACHE_KILLS= (1000); SEED= repeats the choices of a run
 	@cmake --preset dev --log-level=WARNING $(CCACHE)
