@@ -12,7 +12,7 @@ CACHE_KILLS ?= 1000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-peers test-vm soak bench bench-scale bench-scale-vm vm lint fuzz install clean
+.PHONY: help deps build demo test test-peers test-vm soak bench bench-compat bench-scale bench-scale-vm vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -53,6 +53,9 @@ vm: build ## build the virtual machine's kernel, if it is not there, and boot on
 
 bench-scale: build ## the same at 9,000 sessions and 18,000 files: build/bench-scale/report.json
 	@tests/bench/scale/run.py $(if $(PLOT),--plot $(PLOT))
+
+bench-compat: build ## programs under luoctl run: ioctls, opens, compiles: build/bench-compat/report.json
+	@tests/bench/compat/run.py
 
 bench-scale-vm: build ## at 100,000 sessions and 1,000,000 files, in a virtual machine: build/bench-scale-vm/report.json
 	@scripts/install-vm-deps

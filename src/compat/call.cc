@@ -21,8 +21,9 @@ namespace {
 #define PIDFD_THREAD O_EXCL
 #endif
 
-/// A thread may have a table of its own; before Linux 6.9 only the leader's can be had.
-Fd pidfd_of(pid_t thread) {
+/// A thread may have a table of its own; before Linux 6.9 only the leader's can be had: then `of_leader`.
+Fd pidfd_of(pid_t thread, bool& of_leader) {
+  of_leader = false;
   Fd own = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, thread, PIDFD_THREAD)));
   if (own.valid() || errno != EINVAL) return own;
   Fd leader = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, thread, 0)));
@@ -32,6 +33,7 @@ Fd pidfd_of(pid_t thread) {
   if (!status.valid() || ::read(status.raw(), text.data(), text.size() - 1) <= 0) return {};
   const char* line = std::strstr(text.data(), "\nTgid:\t");
   if (line == nullptr) return {};
+  of_leader = true;
   return Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, std::atoi(line + 7), 0)));
 }
 
@@ -39,12 +41,14 @@ Fd pidfd_of(pid_t thread) {
 
 bool Call::is_pending() const { return ::ioctl(listener_, SECCOMP_IOCTL_NOTIF_ID_VALID, &request_.id) == 0; }
 
-bool Call::read(std::uint64_t address, std::span<std::byte> into) const {
+bool Call::copy(std::uint64_t address, std::span<std::byte> into) const {
   const iovec local{into.data(), into.size()};
   const iovec remote{reinterpret_cast<void*>(address), into.size()};
-  const ssize_t n = ::process_vm_readv(thread(), &local, 1, &remote, 1, 0);
-  // Only now: before, the number may have been another process's already.
-  return n == static_cast<ssize_t>(into.size()) && is_pending();
+  return ::process_vm_readv(thread(), &local, 1, &remote, 1, 0) == static_cast<ssize_t>(into.size());
+}
+
+bool Call::read(std::uint64_t address, std::span<std::byte> into) const {
+  return copy(address, into) && is_pending();  // only now: before, the number may have been another process's already
 }
 
 bool Call::write(std::uint64_t address, std::span<const std::byte> bytes) const {
@@ -61,18 +65,33 @@ std::optional<std::string> Call::read_path(std::uint64_t address) const {
     // Not over the end of a page: the next one need not be there.
     const std::size_t in_page = 4096 - (address + length) % 4096;
     const std::size_t n = std::min({in_page, std::size_t{256}, path.size() - length});
-    if (!read(address + length, std::as_writable_bytes(std::span{path}.subspan(length, n)))) return std::nullopt;
+    if (!copy(address + length, std::as_writable_bytes(std::span{path}.subspan(length, n)))) return std::nullopt;
     if (std::memchr(path.data() + length, 0, n) != nullptr) return std::string{path.data()};
     length += n;
   }
   return std::nullopt;
 }
 
-Result<Fd> Call::descriptor(int number) const {
-  const Fd process = pidfd_of(thread());
-  if (!process.valid()) return sys_fail("pidfd_open({})", thread());
-  Fd copy = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_getfd, process.raw(), number, 0)));
-  if (!copy.valid()) return sys_fail("fetch descriptor {} of process {}", number, thread());
+Result<Fd> Caller::descriptor(pid_t thread, int number) {
+  for (;;) {
+    const bool kept = pidfd_.valid() && thread_ == thread;
+    if (!kept) {
+      bool of_leader = false;
+      pidfd_ = pidfd_of(thread, of_leader);
+      thread_ = of_leader ? 0 : thread;  // which may live on when the number is another process's thread
+    }
+    if (!pidfd_.valid()) return sys_fail("pidfd_open({})", thread);
+    Fd copy = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd_.raw(), number, 0)));
+    if (copy.valid()) return copy;
+    // A pidfd stays with its thread; the number may be another's by now, whose pidfd is another one.
+    const Error error = Error{errno, fmt::format("fetch descriptor {} of process {}", number, thread)};
+    if (error.code != EBADF) pidfd_.close();
+    if (!kept || error.code != ESRCH) return std::unexpected(error);
+  }
+}
+
+Result<Fd> Call::descriptor(int number, Caller& last) const {
+  Fd copy = LUO_TRY(last.descriptor(thread(), number));
   if (!is_pending()) return fail(ESRCH, "process {} has died", thread());
   return copy;
 }

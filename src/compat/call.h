@@ -13,6 +13,18 @@
 
 namespace luo::compat {
 
+/// The thread that called last, as a pidfd: most calls come from the one that made the call before. Not by several
+/// threads at once.
+class Caller {
+ public:
+  /// EBADF; EPERM: it is not dumpable; ESRCH.
+  Result<Fd> descriptor(pid_t thread, int number);
+
+ private:
+  pid_t thread_ = 0;
+  Fd pidfd_;
+};
+
 /// What a target says may be a lie, and may change while it is looked at: everything is read once. Copyable; the
 /// listener must live as long as it. Exactly one of answer(), answer_with() and go_on() ends it; for a target that has
 /// died all of them do nothing.
@@ -29,11 +41,15 @@ class Call {
   bool read(std::uint64_t address, std::span<std::byte> into) const;
   bool write(std::uint64_t address, std::span<const std::byte> bytes) const;
   /// A NUL-terminated string of at most PATH_MAX bytes with its NUL. Nothing: EFAULT or ENAMETOOLONG, which the kernel
-  /// will say.
+  /// will say. May be another process's, which has the number of a target that has died: ask is_pending() before more
+  /// follows from it than go_on().
   std::optional<std::string> read_path(std::uint64_t address) const;
 
+  /// Whether it still waits: what was read before is its own.
+  bool is_pending() const;
+
   /// A copy of a descriptor of the target: same open file. EBADF; EPERM: the target is not dumpable; ESRCH.
-  Result<Fd> descriptor(int number) const;
+  Result<Fd> descriptor(int number, Caller& last) const;
   /// Whether the next open would be EMFILE. O(descriptors): for errors only.
   bool table_is_full() const;
 
@@ -48,7 +64,7 @@ class Call {
   void go_on() const;
 
  private:
-  bool is_pending() const;
+  bool copy(std::uint64_t address, std::span<std::byte> into) const;
   void send(int error, std::uint32_t flags) const;
 
   int listener_;

@@ -95,25 +95,7 @@ bool has_own_root(const Call& call) {
          (here.st_ino != there.st_ino || here.st_dev != there.st_dev);
 }
 
-}  // namespace
-
-std::optional<OpenRequest> open_request(const Call& call) {
-  const auto flags_at = [&](unsigned i) { return call.argument(i) & 0xffffffff; };
-  switch (call.data().nr) {
-#ifdef SYS_open
-    case SYS_open: return OpenRequest{AT_FDCWD, call.argument(0), flags_at(1)};
-    case SYS_creat: return OpenRequest{AT_FDCWD, call.argument(0), O_CREAT | O_WRONLY | O_TRUNC};
-#endif
-    case SYS_openat: return OpenRequest{static_cast<int>(call.argument(0)), call.argument(1), flags_at(2)};
-    default: break;
-  }
-  open_how how{};
-  if (call.argument(3) < sizeof how || !call.read(call.argument(2), std::as_writable_bytes(std::span{&how, 1})))
-    return std::nullopt;
-  return OpenRequest{static_cast<int>(call.argument(0)), call.argument(1), how.flags, how.resolve};
-}
-
-bool names_device(const Call& call, const OpenRequest& request, const Device& device) {
+bool leads_to_device(const Call& call, const OpenRequest& request, const Device& device) {
   if ((request.flags & (O_PATH | O_DIRECTORY)) != 0) return false;  // those do not open it
   const auto given = call.read_path(request.path);
   if (!given || given->empty() || given->ends_with('/')) return false;  // a device is no directory
@@ -137,6 +119,28 @@ bool names_device(const Call& call, const OpenRequest& request, const Device& de
     if (::stat(path.c_str(), &info) == 0) return device.is(info) || is_real_device(info);
   }
   return resolve(call, absolute ? "" : folder_path(call, request.folder), *given, follow) == kDevicePath;
+}
+
+}  // namespace
+
+std::optional<OpenRequest> open_request(const Call& call) {
+  const auto flags_at = [&](unsigned i) { return call.argument(i) & 0xffffffff; };
+  switch (call.data().nr) {
+#ifdef SYS_open
+    case SYS_open: return OpenRequest{AT_FDCWD, call.argument(0), flags_at(1)};
+    case SYS_creat: return OpenRequest{AT_FDCWD, call.argument(0), O_CREAT | O_WRONLY | O_TRUNC};
+#endif
+    case SYS_openat: return OpenRequest{static_cast<int>(call.argument(0)), call.argument(1), flags_at(2)};
+    default: break;
+  }
+  open_how how{};
+  if (call.argument(3) < sizeof how || !call.read(call.argument(2), std::as_writable_bytes(std::span{&how, 1})))
+    return std::nullopt;
+  return OpenRequest{static_cast<int>(call.argument(0)), call.argument(1), how.flags, how.resolve};
+}
+
+bool names_device(const Call& call, const OpenRequest& request, const Device& device) {
+  return leads_to_device(call, request, device) && call.is_pending();
 }
 
 }  // namespace luo::compat

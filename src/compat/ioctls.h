@@ -39,6 +39,7 @@ class Ioctls {
 
   client::Connection luod_;
   Device device_;
+  Caller caller_;
   wire::Builder request_;
   std::unordered_map<std::uint64_t, std::uint64_t> handles_;  ///< by the pipe's inode; checked by luod
 };
