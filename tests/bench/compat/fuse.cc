@@ -1,4 +1,4 @@
-// luo-compat-fuse: the way that `luoctl run` does not go (docs/adr, "seccomp or FUSE"). A FUSE file in a mount
+// luo-compat-fuse: the way that `luoctl run` does not go (docs/adr/0016-seccomp-or-fuse.md). A FUSE file in a mount
 // namespace of its own whose open and release give exclusivity and last close. Prints what it costs and where its
 // limits are, as JSON. Leaves nothing behind: the mounts go with the namespace.
 #include <fcntl.h>
