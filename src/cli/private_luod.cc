@@ -23,7 +23,7 @@ std::string luod_program() {
 }
 
 Result<std::string> start_in(const std::string& folder, const std::string& handlers) {
-  const std::string socket = folder + "/luod.sock";
+  std::string socket = folder + "/luod.sock";
   if (connect_packets(socket)) return socket;
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
     return sys_fail("make the directory of a private luod, '{}'", folder);
