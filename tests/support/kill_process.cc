@@ -86,6 +86,38 @@ void trace(pid_t pid, unsigned n, int signal, int to, pid_t owner) noexcept {
   }
 }
 
+/// Another tracer: counts instructions.
+void trace_instructions(pid_t pid, unsigned n, int signal, int to, pid_t owner) noexcept {
+  begin_tracer(to, owner);
+  if (::ptrace(PTRACE_SEIZE, pid, nullptr, 0) != 0) give_up(to);
+  if (::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) give_up(to);
+  bool armed = false;
+  for (unsigned steps = 0;;) {
+    int status = 0;
+    while (::waitpid(pid, &status, __WALL) < 0)
+      if (errno != EINTR) give_up(to);
+    if (!WIFSTOPPED(status)) {
+      say(to, {Report::What::Ended, 0, steps, -1});
+      ::_exit(0);
+    }
+    std::uintptr_t deliver = 0;
+    if (!armed) {
+      armed = true;
+      say(to, {Report::What::Armed, 0, 0, -1});
+    } else if (WSTOPSIG(status) == SIGTRAP) {
+      if (++steps == n) {
+        ::kill(pid, signal);
+        while (::waitpid(pid, &status, __WALL) < 0 ? errno == EINTR : WIFSTOPPED(status)) {}
+        say(to, {Report::What::Killed, 0, steps, -1});
+        ::_exit(0);
+      }
+    } else if (status >> 16 == 0) {
+      deliver = static_cast<std::uintptr_t>(WSTOPSIG(status));
+    }
+    ::ptrace(PTRACE_SINGLESTEP, pid, nullptr, deliver);
+  }
+}
+
 /// Another tracer: of the first child that `parent` makes.
 void trace_next_child(pid_t parent, unsigned n, int signal, int to, pid_t owner) noexcept {
   begin_tracer(to, owner);
@@ -131,6 +163,9 @@ void SyscallKill::stop() noexcept {
 
 Result<SyscallKill> SyscallKill::arm_with_signal(pid_t pid, unsigned n, int signal) {
   return arm_with(&trace, pid, n, signal);
+}
+Result<SyscallKill> SyscallKill::arm_at_instruction(pid_t pid, unsigned n) {
+  return arm_with(&trace_instructions, pid, n, SIGKILL);
 }
 Result<SyscallKill> SyscallKill::arm_next_child(pid_t parent, unsigned n) {
   return arm_with(&trace_next_child, parent, n, SIGKILL);

@@ -33,6 +33,8 @@ class SyscallKill {
   /// The same for the next process that `parent` makes, from that one's first instruction on. The parent itself
   /// is not held up.
   static Result<SyscallKill> arm_next_child(pid_t parent, unsigned n);
+  /// With SIGKILL at the n-th instruction instead; a system call is one. Some microseconds for each instruction.
+  static Result<SyscallKill> arm_at_instruction(pid_t pid, unsigned n);
   SyscallKill(SyscallKill&&) noexcept;
   SyscallKill& operator=(SyscallKill&&) = delete;
   ~SyscallKill();  ///< Stops tracing; a process that is not dead by then runs on.
