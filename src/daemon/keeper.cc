@@ -14,6 +14,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "daemon/out_of_memory.h"
 #include "sys/process.h"
 #include "wire/message.h"
 
@@ -56,6 +57,7 @@ void block_keeper_signals() noexcept {
 }
 
 int Keeper::run() {
+  wait_when_out_of_memory();
   const int status = keep();
   // A worker that stops removes it; one that was a guard, or was killed, has not.
   if (control.listen_activated == 0) unlink(control.socket_path);

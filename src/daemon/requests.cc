@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "daemon/out_of_memory.h"
 #include "daemon/server.h"
 #include "daemon/version.h"
 
@@ -53,6 +54,7 @@ bool looks_around(std::uint32_t command) {
 
 void Server::serve(Peer& peer, PeerRec& record) {
   const std::uint64_t id = record.id;
+  const UnderWork under_work{record};
   // What a refused message brought is closed now, not when the next message arrives.
   struct Clear {
     std::vector<Fd>& fds;
@@ -94,7 +96,8 @@ void Server::serve(Peer& peer, PeerRec& record) {
     return drop_peer(id, "broken framing");
   }
   // What was closed before is given up before somebody can see it, also if it is not watched yet.
-  if (holders_->some_expected() && looks_around(header.command) && watch_some_holders(SIZE_MAX)) {
+  if (record.out_of_memory == 0 && holders_->some_expected() && looks_around(header.command) &&
+      watch_some_holders(SIZE_MAX)) {
     received_.fds.clear();
     while (reap_closed()) {}
     if (state_->find_peer(id) == nullptr) return;
@@ -108,6 +111,8 @@ void Server::serve(Peer& peer, PeerRec& record) {
     return drop_peer(id, "request that kills workers");
   }
 
+  if (record.out_of_memory != 0 && has_begun(record, header)) record.out_of_memory = 0;
+
   ++requests_;
   const bool again = peer.parked_nonce == header.nonce;
   Request request{.peer = record,
@@ -118,7 +123,9 @@ void Server::serve(Peer& peer, PeerRec& record) {
   Reply reply;
   Change change{arena_};
   const Change::Mark begin = change.mark();
-  Result<Next> next = short_of_fds ? fail(EMFILE, "luod has no free descriptors") : dispatch(request, reply, change);
+  Result<Next> next = record.out_of_memory != 0 ? fail(ENOMEM, "luod had no memory for it")
+                      : short_of_fds            ? fail(EMFILE, "luod has no free descriptors")
+                                                : dispatch(request, reply, change);
   if (next && *next == Next::Park) {
     if (!request.stepped) change.tx.abort();
     received_.fds.clear();
@@ -188,6 +195,7 @@ void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change&
   slot.length = header.length;
   change.tx.set(record.active, 1 - record.active);
   change.commit();
+  no_longer_under_work();
   record.tries = 0;
   peer.parked = false;
   peer.parked_nonce = 0;
@@ -238,6 +246,7 @@ bool Server::send_answer(Peer& peer, PeerRec& record) {
       for (const int fd : fds) change.close_later(fd);
     change.commit();
   }
+  record.out_of_memory = 0;
   if (auto consumed = consume(FdRef::borrow(record.fd)); !consumed) {
     drop_peer(record.id, consumed.error().what);
     return false;
@@ -246,6 +255,7 @@ bool Server::send_answer(Peer& peer, PeerRec& record) {
 }
 
 void Server::park(Peer& peer, Request& request) {
+  no_longer_under_work();
   if (request.peer.tries > 0) --request.peer.tries;  // waiting is no failure, dying when woken is
   peer.parked = true;
   peer.parked_nonce = request.header.nonce;
@@ -269,18 +279,32 @@ void Server::no_longer_pending(std::uint64_t peer, std::uint64_t nonce) {
   if (gone != 0) wake_parked();
 }
 
+/// Whether a step of it is committed already, so that it cannot be refused any more as if nothing had happened.
+bool Server::has_begun(const PeerRec& peer, const wire::Header& header) const {
+  bool begun = false;
+  state_->for_each_update([&](const UpdateRec& update) {
+    if (header.command == static_cast<std::uint32_t>(Command::UpdateSimulated))
+      begun = begun || (update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Simulated) &&
+                        update.requester == peer.id && update.ticket == header.nonce);
+    if (header.command == static_cast<std::uint32_t>(Command::TakeOver))
+      begun = begun || (update.id == peer.update && update.prepare_ns != 0);
+  });
+  return begun;
+}
+
 Result<Next> Server::hello(Request& request, Reply& reply, Change& change) {
   auto arg = LUO_TRY(wire::parse_arg<wire::HelloArg>(request.payload));
   if (request.peer.hello != 0) return fail(EINVAL, "hello was said already");
   if (arg.reserved != 0) return fail(EINVAL, "hello: reserved is {}", arg.reserved);
   PeerRec& peer = request.peer;
-  change.tx.save(&peer, sizeof peer);
-  peer.hello = 1;
-  peer.capabilities = arg.capabilities & wire::kCapAll;
+  // Not the whole record: what is outside transactions must not be taken back with this one.
+  change.tx.set(peer.hello, 1);
+  change.tx.set(peer.capabilities, arg.capabilities & wire::kCapAll);
+  change.tx.save(&peer.name, sizeof peer.name);
   wire::put_text(peer.name, wire::text_in(arg.name));
   UpdateRec* update = arg.ticket != 0 ? state_->update_by_ticket(arg.ticket) : nullptr;
   if (update != nullptr && update->phase == static_cast<std::uint32_t>(Phase::Offered) && update->successor == 0) {
-    peer.update = update->id;
+    change.tx.set(peer.update, update->id);
     change.tx.set(update->successor, peer.id);
     change.tx.set(update->successor_pid, peer.pid);
   } else {

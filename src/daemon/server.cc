@@ -16,6 +16,7 @@
 #include <fstream>
 
 #include "base/log.h"
+#include "daemon/out_of_memory.h"
 #include "daemon/own_objects.h"
 #include "sys/pipe.h"
 #include "sys/process.h"
@@ -307,6 +308,7 @@ void Server::settle_answers() {
     const AnswerRec& last = state_->last_answer(*record);
     if (last.nonce != header.nonce) continue;
     if (last.sent != 0) {
+      record->out_of_memory = 0;
       if (auto consumed = consume(FdRef::borrow(record->fd)); !consumed) log(Level::Warning, "{}", consumed.error());
       continue;
     }
@@ -423,6 +425,7 @@ void Server::drop_peer(std::uint64_t id, std::string_view why) {
   peers_.erase(id);
   if (!pending_.empty()) no_longer_pending(id, 0);
   if (record == nullptr) return;
+  no_longer_under_work(*record);
   log(Level::Debug, "connection {} ({}, pid {}): {}", id, record->name, record->pid, why);
   // Killed between the commit and the close, the next worker would take the connection for a new one.
   shutdown(record->fd, SHUT_RDWR);

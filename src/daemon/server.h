@@ -135,6 +135,7 @@ class Server {
   void park(Peer& peer, Request& request);
   void wake_parked();
   void no_longer_pending(std::uint64_t peer, std::uint64_t nonce);  ///< nonce 0: any
+  bool has_begun(const PeerRec& peer, const wire::Header& header) const;
   Result<Next> dispatch(Request& request, Reply& reply, Change& change);
   Result<Next> hello(Request& request, Reply& reply, Change& change);
 

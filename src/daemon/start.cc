@@ -15,6 +15,7 @@
 #include <filesystem>
 
 #include "base/log.h"
+#include "daemon/out_of_memory.h"
 #include "daemon/server.h"
 #include "handlers/handlers.h"
 #include "sys/memfd.h"
@@ -92,6 +93,7 @@ void drop_mapping(Control& control) noexcept {
 
 /// A worker's whole life, in the process that the keeper cloned for it.
 [[noreturn]] void worker_process(Control& inherited, WorkerKind kind) {
+  end_when_out_of_memory();
   log_as("luod worker");
   use_all_descriptors();
   prctl(PR_SET_NAME, "luod-worker");

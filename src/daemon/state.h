@@ -51,7 +51,7 @@ struct PeerRec {
   // Outside transactions: how often a request was begun, so that one that kills workers is not tried for ever.
   std::uint64_t tried_nonce;
   std::uint32_t tries;
-  std::uint32_t reserved;
+  std::uint32_t out_of_memory;  ///< a worker had no memory for the first request in the queue: it is to be refused
   char name[32];
 };
 

@@ -13,6 +13,7 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "daemon/out_of_memory.h"
 #include "wire/message.h"
 
 namespace luo::daemon {
@@ -73,6 +74,8 @@ void keep_over_exec(const std::vector<int>& fds) noexcept {
 }
 
 void guard_trial(Control& control, WorkerMain worker_main, FdRef keeper_pidfd, FdRef report, std::uint32_t timeout_ms) {
+  no_longer_under_work();  // the arena is the new luod's, if it can read it
+  wait_when_out_of_memory();
   control.trial.store(static_cast<std::uint32_t>(Trial::Trying));
   syscall(SYS_pidfd_send_signal, keeper_pidfd.raw, kExecRequest, nullptr, 0);
 

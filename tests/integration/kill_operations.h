@@ -3,6 +3,7 @@
 #pragma once
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "scenario.h"
 
@@ -39,6 +40,7 @@ struct Bench {
   }
   Luod& luod;
   std::unique_ptr<Client> client;
+  std::optional<RawClient> administrator;
   Fd session;
   std::vector<Fd> files;
 };
@@ -175,8 +177,8 @@ inline const Operation kOperations[] = {
        luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_PREPARE);
      },
      [](Bench& b) {
-       return errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_FREEZE)) +
-              std::to_string(luo_session_get_state(*b.client, b.session.raw()));
+       const std::string set = errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_FREEZE));
+       return set + std::to_string(luo_session_get_state(*b.client, b.session.raw()));
      }},
     {"event_cancel",
      [](Bench& b) {
@@ -185,41 +187,49 @@ inline const Operation kOperations[] = {
        luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_FREEZE);
      },
      [](Bench& b) {
-       return errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_CANCEL)) +
-              std::to_string(luo_session_get_state(*b.client, b.session.raw()));
+       const std::string set = errno_or_zero(luo_session_set_event(*b.client, b.session.raw(), LUO_EVENT_CANCEL));
+       return set + std::to_string(luo_session_get_state(*b.client, b.session.raw()));
      }},
     {"preserve_after", [](Bench& b) { b.make_session(); },
      [](Bench& b) {
        b.files.push_back(memfd_with("3"));
        const std::uint64_t after[] = {1, 2};
        const int fd = b.files.back().raw();
-       return errno_or_zero(luo_preserve_fd_after(*b.client, b.session.raw(), fd, 3, after, 2)) +
-              errno_or_zero(luo_unpreserve_fd(*b.client, b.session.raw(), 1));
+       const int preserved = luo_preserve_fd_after(*b.client, b.session.raw(), fd, 3, after, 2);
+       if (preserved != 0) return errno_or_zero(preserved);
+       return "0" + errno_or_zero(luo_unpreserve_fd(*b.client, b.session.raw(), 1));
      }},
     {"cross_held",
      [](Bench& b) {
        b.make_held();
        b.session.close();
+       b.administrator.emplace(raw_client(b.luod));
      },
      [](Bench& b) {
-       RawClient admin = raw_client(b.luod);
        std::string seen;
        for (int i = 0; i < 2; ++i) {
-         const auto answer = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
+         const auto answer = b.administrator->call(wire::Command::UpdateSimulated, 0, update_arg());
          seen += answer ? errno_or_zero(-answer->error()) : answer.error().what;
+         if (!answer || answer->error() != 0) break;
        }
        return seen;
      }},
-    {"cross", [](Bench& b) { b.make_session(); },
+    {"cross",
      [](Bench& b) {
-       RawClient admin = raw_client(b.luod);
-       const auto answer = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
+       b.make_session();
+       b.administrator.emplace(raw_client(b.luod));
+     },
+     [](Bench& b) {
+       const auto answer = b.administrator->call(wire::Command::UpdateSimulated, 0, update_arg());
        return answer ? errno_or_zero(-answer->error()) : answer.error().what;
      }},
-    {"inspect", [](Bench& b) { b.make_session(); },
+    {"inspect",
      [](Bench& b) {
-       RawClient admin = raw_client(b.luod);
-       const auto answer = admin.call(wire::Command::Inspect, 0, plain_arg());
+       b.make_session();
+       b.administrator.emplace(raw_client(b.luod));
+     },
+     [](Bench& b) {
+       const auto answer = b.administrator->call(wire::Command::Inspect, 0, plain_arg());
        return answer ? errno_or_zero(-answer->error()) + (answer->fds.empty() ? "" : " an image") : answer.error().what;
      }},
 };
@@ -228,6 +238,7 @@ inline std::ostream& operator<<(std::ostream& out, const Operation& operation) {
 
 class Kills : public testing::TestWithParam<Operation> {
  protected:
+  explicit Kills(LuodOptions options = {}) : luod_{std::move(options)} {}
   void SetUp() override { ASSERT_TRUE(luod_.running()) << luod_.log(); }
 
   struct Seen {
