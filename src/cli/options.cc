@@ -63,13 +63,14 @@ Parsed parse_options(int argc, const char* const* argv) {
   app.require_subcommand(1);
   app.fallthrough();
   auto* socket = app.add_option("--socket", options.socket, "luod's socket")->type_name("PATH");
-  app.add_option("--private", options.private_folder,
-                 "use a luod of one's own in this directory; starts it if none runs there")
-      ->type_name("DIR")
-      ->excludes(socket);
+  auto* own = app.add_option("--private", options.private_folder,
+                             "use a luod of one's own in this directory; starts it if none runs there")
+                  ->type_name("DIR")
+                  ->excludes(socket);
   app.add_option("--handlers", options.private_handlers, "with --private: what that luod takes when it is started")
       ->type_name("LIST")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->needs(own);
   app.add_flag("--json", options.json, "print JSON instead of text; failures too: {\"ok\": false, \"error\": ...}");
 
   const auto does = [&options](CLI::App* command, Action action) {

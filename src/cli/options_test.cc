@@ -27,6 +27,20 @@ TEST(Options, KnowsEachCommand) {
   EXPECT_TRUE(parse({"inspect", "--all", "--dts", "a.image"}).options->dts);
 }
 
+TEST(Options, RunTakesACommandAndAPrivateLuod) {
+  const auto parsed = parse({"--private=/d", "run", "--", "./test", "-s", "1"});
+  ASSERT_TRUE(parsed.options) << parsed.text;
+  EXPECT_EQ(parsed.options->action, Action::Run);
+  EXPECT_EQ(parsed.options->private_folder, "/d");
+  EXPECT_EQ(parsed.options->private_handlers, "memfd");
+  EXPECT_THAT(parsed.options->command, ElementsAre("./test", "-s", "1"));
+  EXPECT_EQ(parse({"run"}).status, kUsage);
+  EXPECT_EQ(parse({"run", "--"}).status, kUsage);
+  EXPECT_EQ(parse({"--private=/d", "--socket=/s", "status"}).status, kUsage);
+  EXPECT_EQ(parse({"--handlers=all", "status"}).status, kUsage) << "of which luod?";
+  EXPECT_TRUE(parse({"--handlers=all", "--private=/d", "status"}).options);
+}
+
 TEST(Options, GlobalOnesStandAnywhere) {
   for (const auto& words : {std::vector<const char*>{"--socket", "/s", "--json", "update", "luod"},
                             std::vector<const char*>{"update", "luod", "--json", "--socket", "/s"},
@@ -97,6 +111,7 @@ TEST(Options, EveryHelpTeachesByExample) {
                                                                  {"list", "--help"},
                                                                  {"show", "--help"},
                                                                  {"stop", "--help"},
+                                                                 {"run", "--help"},
                                                                  {"update", "--help"},
                                                                  {"update", "luod", "--help"},
                                                                  {"update", "service", "--help"},
