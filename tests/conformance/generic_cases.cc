@@ -178,6 +178,7 @@ void exclusive(Checker& c) {
     std::uint64_t flags, mode, resolve;
   } how{O_RDWR, 0, 0};
   c.expect("by openat2", ::syscall(SYS_openat2, folder, "liveupdate", &how, sizeof how) < 0 ? -errno : 0, EBUSY);
+  c.expect("by creat", ::creat("/dev/liveupdate", 0600) < 0 ? -errno : 0, EBUSY);
   c.expect("its name under /proc",
            ::open(("/proc/self/fd/" + std::to_string(c.device())).c_str(), O_RDWR) < 0 ? -errno : 0, EBUSY);
 }

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -119,6 +120,38 @@ void death_is_a_close(Checker& c) {
   c.expect("after its death", c.keep(c.side.create("mortal")), 0);
 }
 
+/// In a message that nobody has received yet, a descriptor is still open.
+void in_flight_is_open(Checker& c) {
+  const int s = c.keep(c.side.create("travelling"));
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return c.check("socketpair", false);
+  char byte = 0;
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof s)] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof s);
+  std::memcpy(CMSG_DATA(header), &s, sizeof s);
+  c.check("it is sent", ::sendmsg(ends[0], &message, 0) == 1);
+  c.close(s);
+  c.expect("while it travels", c.side.create("travelling"), EEXIST);
+  c.check("it arrives", ::recvmsg(ends[1], &message, MSG_CMSG_CLOEXEC) == 1);
+  int arrived = -1;
+  std::memcpy(&arrived, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof arrived);
+  c.expect("while its receiver has it", c.side.create("travelling"), EEXIST);
+  std::array<char, 64> name{};
+  c.expect("it can be used there", c.side.name(arrived, name), 0);
+  ::close(arrived);
+  c.expect("after that", c.keep(c.side.create("travelling")), 0);
+  for (const int end : ends) ::close(end);
+}
+
 void close_on_exec(Checker& c) {
   const int s = c.session("cloexec");
   c.check("a session fd is close-on-exec", (::fcntl(s, F_GETFD) & FD_CLOEXEC) != 0);
@@ -136,6 +169,7 @@ std::vector<Case> session_cases() {
       {"a full descriptor table", "2.4, 2.5", Needs::Anything, full_table},
       {"last close", "3.2", Needs::Anything, last_close},
       {"death is a close", "3.2", Needs::Anything, death_is_a_close},
+      {"a descriptor in a message", "3.2", Needs::Anything, in_flight_is_open},
       {"close on exec", "2.1", Needs::Anything, close_on_exec},
   };
 }

@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 
 #include <random>
+#include <set>
 
 #include "kill_operations.h"
 #include "support/kill_process.h"
@@ -145,6 +146,104 @@ TEST_F(Clients, KilledWhileTheyRetrieveASession) {
   }
   EXPECT_TRUE(was_finished) << "by the one that was not killed";
 }
+
+/// What a client does with a session that another process has as well, so that its own death closes nothing.
+struct ClientOperation {
+  const char* name;
+  bool incoming;  ///< with a session that came in, else with an outgoing one; files 1 and 2 are in it
+  int (*call)(luo_connection*, int session);
+};
+
+const ClientOperation kClientOperations[] = {
+    {"unpreserve", false, [](luo_connection* c, int s) { return luo_unpreserve_fd(c, s, 2); }},
+    {"preserve_many", false,
+     [](luo_connection* c, int s) {
+       const Fd third = memfd_with("3"), fourth = memfd_with("4");
+       const int fds[] = {third.raw(), fourth.raw()};
+       const std::uint64_t tokens[] = {3, 4};
+       int errors[2] = {};
+       return luo_preserve_many(c, s, fds, tokens, errors, 2) == 2 ? 0 : -1;
+     }},
+    {"preserve_after", false,
+     [](luo_connection* c, int s) {
+       const Fd file = memfd_with("5");
+       const std::uint64_t after = 1;
+       return luo_preserve_fd_after(c, s, file.raw(), 5, &after, 1);
+     }},
+    {"hold", false, [](luo_connection* c, int s) { return luo_session_hold(c, s, LUO_HOLD_USER); }},
+    {"drop", false, [](luo_connection* c, int) { return luo_session_drop(c, "held"); }},
+    {"prepare", false, [](luo_connection* c, int s) { return luo_session_set_event(c, s, LUO_EVENT_PREPARE); }},
+    {"get_state", false, [](luo_connection* c, int s) { return luo_session_get_state(c, s) < 0 ? -1 : 0; }},
+    {"tokens", false,
+     [](luo_connection* c, int s) {
+       std::uint64_t tokens[2];
+       return luo_session_tokens(c, s, tokens, 2) == 2 ? 0 : -1;
+     }},
+    {"get_name", false,
+     [](luo_connection* c, int s) {
+       char name[LUO_NAME_LENGTH];
+       return luo_session_get_name(c, s, name);
+     }},
+    {"retrieve_fd", true, [](luo_connection* c, int s) { return luo_retrieve_fd(c, s, 1) >= 0 ? 0 : -1; }},
+    {"retrieve_many", true,
+     [](luo_connection* c, int s) {
+       const std::uint64_t tokens[] = {1, 2};
+       int fds[2];
+       return luo_retrieve_many(c, s, tokens, fds, 2) == 2 ? 0 : -1;
+     }},
+    {"finish", true, [](luo_connection* c, int s) { return luo_session_finish(c, s); }},
+    {"renew", true, [](luo_connection* c, int s) { return luo_session_renew(c, s); }},
+};
+
+class ClientsOfASession : public Clients, public testing::WithParamInterface<ClientOperation> {};
+
+TEST_P(ClientsOfASession, KilledAtEachSystemCall) {
+  const ClientOperation& operation = GetParam();
+  const std::string empty = luod_.state();
+  std::string whole;
+  std::set<std::string> seen;
+  for (unsigned n = 0, more = 1; more != 0; ++n) {  // n = 0: not killed
+    {
+      const Client owner{luod_};
+      Fd session = owner.create("s");
+      const Fd one = memfd_with("1"), two = memfd_with("2");
+      ASSERT_EQ(luo_preserve_fd(owner, session.raw(), one.raw(), 1), 0);
+      ASSERT_EQ(luo_preserve_fd(owner, session.raw(), two.raw(), 2), 0);
+      if (operation.incoming) {
+        cross(luod_);
+        session = Fd{};
+      }
+      const Client holder{luod_};
+      if (operation.incoming) session = holder.retrieve("s");
+      ASSERT_TRUE(session.valid());
+      ASSERT_EQ(luo_session_hold(holder, holder.create("held").raw(), LUO_HOLD_USER), 0);
+      const std::string before = luod_.state();
+      const auto call = [&](const Client& own) { return operation.call(own, session.raw()) == 0 ? 0 : 1; };
+      if (n == 0) {
+        killed_at(1'000'000, call);
+        whole = luod_.state();
+      } else {
+        more = killed_at(n, call) ? 1 : 0;
+        const std::string after = luod_.state();
+        ASSERT_TRUE(after == before || after == whole) << "killed at stop " << n << "\n"
+                                                       << after << "\nbefore\n"
+                                                       << before;
+        seen.insert(after == whole ? "done" : "not done");
+      }
+      (void)luo_session_hold(holder, session.raw(), LUO_HOLD_OFF);
+      (void)luo_session_set_event(holder, session.raw(), LUO_EVENT_CANCEL);
+    }
+    {
+      const Client next{luod_};
+      (void)luo_session_drop(next, "held");
+      (void)luo_session_drop(next, "s");
+    }
+    ASSERT_EQ(luod_.state(), empty) << "killed at stop " << n;
+  }
+  EXPECT_TRUE(seen.contains("done")) << "by the one that was not killed";
+}
+INSTANTIATE_TEST_SUITE_P(Of, ClientsOfASession, testing::ValuesIn(kClientOperations),
+                         [](const auto& of) { return std::string{of.param.name}; });
 
 /// One round of requests; the line of the first wrong answer, 0 if there is none.
 int line_of_wrong_answer(const Client& client) {

@@ -1,9 +1,11 @@
 // What runs under `luoctl run` in tests: a program that knows only /dev/liveupdate.
-//   hold NAME       a session with a file; says "ready", then answers each line of stdin with the session's name
+//   hold NAME [MEMFD [CONTENT]]
+//                   a session with a file; says "ready", then answers each line of stdin with the session's name
 //   churn COUNT     creates and closes that many sessions, preserving a file in each
 //   threads COUNT   as many threads, each with a session of its own
 //   lie COUNT       changes arguments, closes descriptors and calls exec while a request is looked at
 //   open COUNT      opens other files, which must work
+//   succeed NAME    not under it: a successor of session NAME, through libluo; says why it cannot
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -22,6 +24,7 @@
 #include <vector>
 
 #include "conformance/side.h"
+#include "luo/luo.h"
 
 using namespace conformance;
 
@@ -45,17 +48,17 @@ int create(int device, const std::string& name) {
   return errno != 0 ? -errno : arg.fd;
 }
 
-int file_with(const std::string& text) {
-  const int fd = ::memfd_create("target", MFD_CLOEXEC);
+int file_with(const std::string& text, const char* name = "target") {
+  const int fd = ::memfd_create(name, MFD_CLOEXEC);
   if (fd < 0 || ::write(fd, text.data(), text.size()) < 0) die("memfd");
   return fd;
 }
 
-int hold(const std::string& name) {
+int hold(const std::string& name, const char* file_name, const char* content) {
   const int device = open_device_fd();
   const int session = create(device, name);
   if (session < 0) die("create");
-  FileArg file{.fd = file_with("kept"), .token = 1};
+  FileArg file{.fd = file_with(content, file_name), .token = 1};
   if (raw_ioctl(session, kPreserveFd, &file) != 0) die("preserve");
   ::close(device);
   std::printf("ready\n");
@@ -174,11 +177,20 @@ int open_others(int count) {
   return 0;
 }
 
+int succeed(const std::string& name) {
+  luo_connection* luod = nullptr;
+  const int session = luo_open(nullptr, &luod) == 0 ? luo_session_retrieve(luod, name.c_str()) : -1;
+  if (session >= 0 && luo_session_take_over(luod, session, 20'000) == 0) return 0;
+  std::fprintf(stderr, "%s\n", luo_last_error());
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "", with = argc > 2 ? argv[2] : "";
-  if (what == "hold") return hold(with);
+  if (what == "hold") return hold(with, argc > 3 ? argv[3] : "target", argc > 4 ? argv[4] : "kept");
+  if (what == "succeed") return succeed(with);
   const int count = std::atoi(with.c_str());
   if (what == "churn") {
     const int result = churn(open_device_fd(), "churn-", count);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "support/luod_fixture.h"
 #include "sys/process.h"
@@ -217,21 +218,28 @@ TEST_F(Run, AnUpdateThatIsRefusedChangesNothing) {
                                        .resumed = nullptr,
                                        .handed_over = nullptr};
   ASSERT_EQ(luo_on_update(other, &callbacks, &refuser), 0);
-  Running update{luod_.socket(), {"true"}};
-  EXPECT_EQ(update.wait(), 0);
-  const pid_t asker = fork();
-  if (asker == 0) {
-    const int null = open("/dev/null", O_RDWR);
-    dup2(null, 2);
-    execl(program("luoctl").c_str(), "luoctl", "--socket", luod_.socket().c_str(), "update", "simulated", nullptr);
-    _exit(99);
-  }
-  ASSERT_TRUE(readable(luo_fd(other)));
-  EXPECT_GE(luo_dispatch(other), 1);
-  int status = 0;
-  ASSERT_EQ(waitpid(asker, &status, 0), asker);
-  EXPECT_EQ(WEXITSTATUS(status), 1);
+  std::jthread answers{[&] {
+    if (readable(luo_fd(other))) luo_dispatch(other);
+  }};
+  const Ran update = luoctl({"update", "simulated"});
+  answers.join();
+  EXPECT_EQ(update.status, 1);
+  EXPECT_NE(update.err.find("not now"), std::string::npos) << update.err;
   EXPECT_EQ(holder.ask(), "s") << "its ioctls waited, and go on";
+  holder.hang_up();
+  EXPECT_EQ(holder.wait(), 0);
+}
+
+TEST(RunUnderAStubbornLuod, AFreezeThatFailsKillsNobodyAndSaysWho) {
+  Luod luod{{.program = program("luod_stubborn")}};
+  ASSERT_TRUE(luod.running()) << luod.log();
+  Running holder{luod.socket(), {program("luo_run_target"), "hold", "s", "stubborn", "no"}};
+  EXPECT_EQ(holder.line(), "ready");
+  const Ran update = run_program({program("luoctl"), "--socket", luod.socket(), "update", "simulated"});
+  EXPECT_EQ(update.status, 1);
+  for (const char* part : {"token 1", "'s'", "stubborn-v1", "it does not want to"})
+    EXPECT_NE(update.err.find(part), std::string::npos) << part << " in " << update.err;
+  EXPECT_EQ(holder.ask(), "s");
   holder.hang_up();
   EXPECT_EQ(holder.wait(), 0);
 }
@@ -239,9 +247,9 @@ TEST_F(Run, AnUpdateThatIsRefusedChangesNothing) {
 TEST_F(Run, AServiceUpdateOfItsSessionIsRefusedWithTheReason) {
   Running holder{luod_.socket(), {target(), "hold", "s"}};
   EXPECT_EQ(holder.line(), "ready");
-  const Ran update = luoctl(
-      {"update", "service", "--timeout", "20", "--log", luod_.dir() / "log", "s", "--", target(), "hold", "other"});
+  const Ran update = luoctl({"update", "service", "--log", luod_.dir() / "log", "s", "--", target(), "succeed", "s"});
   EXPECT_EQ(update.status, 1);
+  EXPECT_NE(update.err.find("it knows only /dev/liveupdate"), std::string::npos) << update.err;
   EXPECT_EQ(holder.ask(), "s");
   holder.hang_up();
   EXPECT_EQ(holder.wait(), 0);
