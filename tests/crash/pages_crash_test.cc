@@ -5,8 +5,8 @@
 
 #include <optional>
 
+#include "expect_all_or_nothing.h"
 #include "kho/pages.h"
-#include "support/kill_harness.h"
 
 namespace luo::kho {
 namespace {
@@ -61,20 +61,13 @@ class PagesCrash : public ::testing::Test {
   }
 
   void expect_all_or_nothing(const std::function<void()>& set_up, const std::function<void()>& operate) {
-    const KillCase c{.set_up = [&]() -> Result<Fd> {
-                       make();
-                       set_up();
-                       Fd fd = Fd::adopt(::fcntl(arena->fd().raw, F_DUPFD_CLOEXEC, 0));
-                       if (!fd.valid()) return sys_fail("fcntl(F_DUPFD_CLOEXEC)");
-                       return fd;
-                     },
-                     .operate = operate,
-                     .recover = recover,
-                     .also_right = {}};
-    const auto count = test::kill_everywhere(c);
-    ASSERT_TRUE(count) << to_string(count.error());
-    EXPECT_GT(count->finished, 0U);
-    std::cout << count->points << " points, " << count->recovered << " states recovered\n";
+    test::expect_all_or_nothing(
+        [&]() -> const Arena& {
+          make();
+          set_up();
+          return *arena;
+        },
+        operate, recover);
   }
 
   std::optional<Arena> arena;

@@ -5,8 +5,8 @@
 
 #include <optional>
 
+#include "expect_all_or_nothing.h"
 #include "kho/subtrees.h"
-#include "support/kill_harness.h"
 
 namespace luo::kho {
 namespace {
@@ -58,24 +58,17 @@ class SubtreesCrash : public ::testing::Test {
   }
 
   void expect_all_or_nothing(const std::function<bool(Tx&)>& work) {
-    const KillCase c{.set_up = [&]() -> Result<Fd> {
-                       make();
-                       Fd fd = Fd::adopt(::fcntl(arena->fd().raw, F_DUPFD_CLOEXEC, 0));
-                       if (!fd.valid()) return sys_fail("fcntl(F_DUPFD_CLOEXEC)");
-                       return fd;
-                     },
-                     .operate =
-                         [&] {
-                           Tx tx{*arena};
-                           if (!work(tx)) ::_exit(1);
-                           tx.commit();
-                         },
-                     .recover = recover,
-                     .also_right = {}};
-    const auto count = test::kill_everywhere(c);
-    ASSERT_TRUE(count) << to_string(count.error());
-    EXPECT_GT(count->finished, 0U);
-    std::cout << count->points << " points, " << count->recovered << " states recovered\n";
+    test::expect_all_or_nothing(
+        [&]() -> const Arena& {
+          make();
+          return *arena;
+        },
+        [&] {
+          Tx tx{*arena};
+          if (!work(tx)) ::_exit(1);
+          tx.commit();
+        },
+        recover);
   }
 
   std::optional<Arena> arena;
