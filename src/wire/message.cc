@@ -107,6 +107,8 @@ std::string name_of(std::uint32_t command) {
     case Command::UpdateSimulated: return "UPDATE_SIMULATED";
     case Command::Stop: return "STOP";
     case Command::Inspect: return "INSPECT";
+    case Command::SetOption: return "SET_OPTION";
+    case Command::UpdateKernel: return "UPDATE_KERNEL";
   }
   return fmt::format("command {:#x}", command);
 }

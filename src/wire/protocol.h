@@ -65,6 +65,7 @@ enum class Command : std::uint32_t {
   SetEvent = 0xBA8E,       ///< EventArg → EventArg: the owner's own prepare, freeze, finish, cancel
   GetState = 0xBA8F,       ///< StateArg → StateArg
   PreserveAfter = 0xBA90,  ///< AfterArg + uint64_t[count] + 1 fd (or header.error) → TokenArg
+  SetOption = 0xBA91,      ///< OptionArg → PlainArg: how the session crosses to another kernel. EINVAL: key or value
 
   Query = 0xBAA0,            ///< QueryArg → PlainArg + memfd with JSON
   UpdateLuod = 0xBAA1,       ///< UpdateArg + image fd → PlainArg + memfd with JSON (a report; also on error)
@@ -73,6 +74,7 @@ enum class Command : std::uint32_t {
   UpdateCancel = 0xBAA4,     ///< UpdateArg with id + text: the successor is dead, or the operator gave up
   UpdateSimulated = 0xBAA5,  ///< UpdateArg → PlainArg + memfd with JSON (also on error)
   Stop = 0xBAA6,             ///< PlainArg: end luod
+  UpdateKernel = 0xBAA8,     ///< UpdateKernelArg → PlainArg + memfd with JSON (also on error); the kernel is loaded
   Inspect = 0xBAA7,          ///< PlainArg → PlainArg + memfd with an image of luod's arena (kho/image.h), sealed
 };
 
@@ -90,7 +92,8 @@ enum Capability : std::uint64_t {
   kCapHold = 1U << 4,    ///< Hold, Drop
   kCapEvents = 1U << 5,  ///< SetEvent, GetState
   kCapAfter = 1U << 6,   ///< PreserveAfter
-  kCapAll = kCapBatch | kCapUpdates | kCapTakeOver | kCapQuery | kCapHold | kCapEvents | kCapAfter,
+  kCapKernel = 1U << 7,  ///< SetOption, UpdateKernel, QueryKind::Preflight
+  kCapAll = kCapBatch | kCapUpdates | kCapTakeOver | kCapQuery | kCapHold | kCapEvents | kCapAfter | kCapKernel,
 };
 
 // The arguments. Each starts with its size; a larger one is accepted if what is beyond ours is zero
@@ -168,6 +171,16 @@ struct StateArg {
 };
 static_assert(sizeof(StateArg) == 8);
 
+/// Keys: "transient" = "refuse" (as every session begins) or "allow": files that only an exec can carry are taken, and
+/// an update of the kernel drops them. "grow" = "refuse" or "allow": files are given to the kernel only when an update
+/// of it is under way, so that they can grow until then.
+struct OptionArg {
+  std::uint32_t size;
+  std::uint32_t reserved;  ///< 0
+  char key[32], value[32];
+};
+static_assert(sizeof(OptionArg) == 72);
+
 inline constexpr std::size_t kMaxAfter = 16;
 struct AfterArg {
   std::uint32_t size;   ///< of this struct
@@ -191,7 +204,7 @@ struct VerdictArg {
 };
 static_assert(sizeof(VerdictArg) == 128);
 
-enum class QueryKind : std::uint32_t { Status = 1, List = 2, Show = 3, Files = 4 };
+enum class QueryKind : std::uint32_t { Status = 1, List = 2, Show = 3, Files = 4, Preflight = 5 };
 struct QueryArg {
   std::uint32_t size;
   std::uint32_t kind;     ///< QueryKind
@@ -210,7 +223,19 @@ struct UpdateArg {
 };
 static_assert(sizeof(UpdateArg) == 224);
 
-enum class UpdateKind : std::uint32_t { Luod = 1, Service = 2, Simulated = 3 };
+enum UpdateKernelFlag : std::uint32_t {
+  kUpdateDryRun = 1U << 0,         ///< all but the reboot, and everything back
+  kUpdateDropUnclaimed = 1U << 1,  ///< sessions that came in and that nobody has claimed may be lost
+};
+struct UpdateKernelArg {
+  std::uint32_t size;
+  std::uint32_t timeout_ms;  ///< until everybody is ready; 0 = luod's default
+  std::uint32_t flags;       ///< UpdateKernelFlag
+  std::uint32_t reserved;    ///< 0
+};
+static_assert(sizeof(UpdateKernelArg) == 16);
+
+enum class UpdateKind : std::uint32_t { Luod = 1, Service = 2, Simulated = 3, Kernel = 4 };
 
 struct PrepareEvent {
   std::uint32_t size;
