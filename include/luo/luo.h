@@ -71,6 +71,18 @@ enum luo_hold {
  * kept until it is finished, renewed, or dropped.
  * -EINVAL: it is not yet retrieved, or finished; -EBUSY: frozen; -EOPNOTSUPP: no control group. (luod only) */
 LUO_API int luo_session_hold(struct luo_connection* luo, int session, enum luo_hold hold);
+/* How the session crosses to another kernel (kexec); it stays so over every update. Each key has the values "refuse",
+ * with which every session begins, and "allow":
+ *   "transient": files that only an exec can carry (sockets, pipes, ...) are taken although luod drives the kernel's
+ *     own LUO; updates of luod and of services carry them, an update of the kernel drops them with their tokens.
+ *     Refused, luo_preserve_fd() of one is -EOPNOTSUPP there. It is about files to come: those in the session stay.
+ *   "grow": memfds are given to the kernel only when an update of it is under way, so that they can grow and shrink
+ *     until their owner has answered that it is ready (luo_update_ready); what the kernel finds wrong with one stops that update,
+ *     where it would have been the answer to luo_preserve_fd(). Refused, the kernel has each memfd at once, and its
+ *     size is fixed from then on (-EPERM).
+ * -EINVAL: no such key or value, or the session is not yet retrieved, or finished; -EBUSY: frozen; -ENOMEM;
+ * -ENOTSUP: the kernel's own device, or a luod that knows no options. (luod only) */
+LUO_API int luo_session_set_option(struct luo_connection* luo, int session, const char* key, const char* value);
 /* Gives up the session of that name, which nobody has. Its owner's uid and administrators may.
  * -ENOENT; -EBUSY: somebody has it, or an update is under way; -EACCES. (luod only) */
 LUO_API int luo_session_drop(struct luo_connection* luo, const char* name);
@@ -118,7 +130,12 @@ LUO_API int luo_session_tokens(struct luo_connection* luo, int session, uint64_t
 
 /* --- updates (luod only) -------------------------------------------------------------------------- */
 
-enum luo_update_kind { LUO_UPDATE_LUOD = 1, LUO_UPDATE_SERVICE = 2, LUO_UPDATE_SIMULATED = 3 };
+enum luo_update_kind {
+  LUO_UPDATE_LUOD = 1,
+  LUO_UPDATE_SERVICE = 2,
+  LUO_UPDATE_SIMULATED = 3,
+  LUO_UPDATE_KERNEL = 4 /* nothing runs on the other side; of a dry run, resumed() tells the end */
+};
 
 struct luo_update {
   enum luo_update_kind kind;

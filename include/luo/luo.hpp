@@ -81,6 +81,10 @@ class Session {
     return done(luo_preserve_fd_after(luo_, fd(), file, token, after.data(), after.size()));
   }
   Expected<void> hold(luo_hold hold) { return done(luo_session_hold(luo_, fd(), hold)); }
+  /// "transient" or "grow", each "refuse" or "allow".
+  Expected<void> set_option(const char* key, const char* value) {
+    return done(luo_session_set_option(luo_, fd(), key, value));
+  }
   Expected<void> set_event(luo_event event) { return done(luo_session_set_event(luo_, fd(), event)); }
   Expected<luo_state> state() const {
     const int result = luo_session_get_state(luo_, fd());

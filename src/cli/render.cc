@@ -190,6 +190,8 @@ Result<std::string> render_show(const json& session, std::int64_t now_ms, Style 
         line("owner", fmt::format("pid {}, uid {}", session.at("pid").get<std::int64_t>(), number_of(session, "uid")));
     out += line("holder", holder_of(session));
     if (session.value("on_close", "") == "hold") out += line("on close", describe_hold(session.at("held_for")));
+    for (const char* option : {"transient", "grow"})
+      if (session.value(option, "refuse") != "refuse") out += line(option, text_of(session, option));
     out += line("made", render_duration(now_ms - session.at("created_ms").get<std::int64_t>()) + " ago");
     out += line("files", number_of(session, "files"));
     const auto& files = session.at("files_list");

@@ -216,6 +216,9 @@ void show_sessions(Tree& tree, const Json& engine, const char* side) {
                             session.contains("held_for") ? text_of(session, "held_for") : digits_of(session, "uid")));
     if (session.contains("prepared_by_owner"))
       tree.line(3, fmt::format("{} by its owner", text_of(session, "prepared_by_owner")));
+    for (const char* option : {"transient", "grow"})
+      if (session.value(option, "refuse") != "refuse")
+        tree.line(3, fmt::format("{}: {}", option, text_of(session, option)));
     for (const Json& file : session.at("files")) tree.line(3, describe_file(file));
   }
 }

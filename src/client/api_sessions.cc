@@ -189,6 +189,23 @@ int luo_session_hold(struct luo_connection* c, int session, enum luo_hold hold) 
       });
 }
 
+int luo_session_set_option(struct luo_connection* c, int session, const char* key, const char* value) {
+  const std::string_view name = key == nullptr ? std::string_view{} : key;
+  const std::string_view wanted = value == nullptr ? std::string_view{} : value;
+  return api_call(
+      c, Operation::Option, [&] { return fmt::format("set option '{}' of {}", name, c->describe(session)); },
+      [&]() -> Result<int> {
+        if (LUO_TRY(c->look_at(session)).in_kernel) return only_luod();
+        LUO_TRY(c->expect(wire::kCapKernel));
+        wire::OptionArg arg{};
+        name.copy(arg.key, sizeof arg.key);  // a longer one is none that there is, cut or not
+        wanted.copy(arg.value, sizeof arg.value);
+        c->request.start(wire::Command::SetOption, 0, 0).arg(arg);
+        LUO_TRY(c->ask_about(session, c->request));
+        return 0;
+      });
+}
+
 int luo_session_drop(struct luo_connection* c, const char* name) {
   const std::string_view text = name == nullptr ? std::string_view{} : name;
   return api_call(

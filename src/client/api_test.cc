@@ -20,6 +20,7 @@
 namespace luo::client {
 namespace {
 
+using ::testing::HasSubstr;
 using wire::Command;
 
 struct Closer {
@@ -128,6 +129,48 @@ TEST(LuoSession, IsCreatedThenAcceptedThenUsedByItsHandle) {
   }
   luod.join();
   EXPECT_TRUE(reader_gone(held.raw()));  // the library kept no copy
+}
+
+TEST(LuoSession, OptionsGoToLuodAsTheyAreGiven) {
+  Fd held;
+  const std::string longer = "transient" + std::string(100, 'x');
+  FakeLuod luod{[&](FakeLuod& self) {
+    held = self.hand_out(Command::CreateSession, 41);
+    const auto set = self.expect(Command::SetOption);
+    EXPECT_EQ(set.header.session, 41U);
+    EXPECT_EQ(wire::text_in(set.arg<wire::OptionArg>().key), "transient");
+    EXPECT_EQ(wire::text_in(set.arg<wire::OptionArg>().value), "allow");
+    self.answer(set);
+    const auto cut = self.expect(Command::SetOption);
+    EXPECT_EQ(wire::text_in(cut.arg<wire::OptionArg>().key), longer.substr(0, 32));
+    EXPECT_EQ(wire::text_in(cut.arg<wire::OptionArg>().value), "");
+    self.answer(cut, EINVAL);
+    self.expect_end();
+  }};
+  const Luo luo = connect(luod);
+  const Fd session = Fd::adopt(luo_session_create(luo.get(), "vm-7"));
+  ASSERT_TRUE(session.valid()) << luo_last_error();
+  EXPECT_EQ(luo_session_set_option(luo.get(), session.raw(), "transient", "allow"), 0) << luo_last_error();
+  EXPECT_EQ(luo_session_set_option(luo.get(), session.raw(), longer.c_str(), nullptr), -EINVAL);
+  EXPECT_THAT(luo_last_error(), HasSubstr("of session 'vm-7'"));
+  EXPECT_THAT(luo_last_error(), HasSubstr("transient and grow"));
+}
+
+TEST(LuoSession, OptionsNeedALuodThatHasThem) {
+  Fd held;
+  FakeLuod luod{[&](FakeLuod& self) {
+                  const auto hello = self.expect(Command::Hello);
+                  auto arg = hello.arg<wire::HelloArg>();
+                  arg.capabilities &= ~std::uint64_t{wire::kCapKernel};
+                  self.answer(hello, 0, arg);
+                  held = self.hand_out(Command::CreateSession, 41);
+                  self.expect_end();
+                },
+                false};
+  const Luo luo = connect(luod);
+  const Fd session = Fd::adopt(luo_session_create(luo.get(), "vm-7"));
+  ASSERT_TRUE(session.valid()) << luo_last_error();
+  EXPECT_EQ(luo_session_set_option(luo.get(), session.raw(), "grow", "allow"), -ENOTSUP);
 }
 
 TEST(LuoSession, NameArrivesWholeAlsoIfItIsTooLong) {

@@ -27,6 +27,7 @@ constexpr Hint kHints[] = {
     {Operation::Finish, EBUSY, "a file in it is still needed"},
     {Operation::Renew, EINVAL, "only a retrieved session can be renewed"},
     {Operation::Renew, EEXIST, "an outgoing session of that name exists: close or rename that one first"},
+    {Operation::Option, EINVAL, "there are transient and grow, each refuse or allow"},
     {Operation::Drop, EBUSY, "somebody has it, or an update is under way"},
     {Operation::Event, EINVAL, "not the next step: prepare, then freeze; cancel takes either back"},
     {Operation::Preserve, ENOLINK, "preserve first what it depends on"},

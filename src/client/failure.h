@@ -15,6 +15,7 @@ enum class Operation {
   Finish,
   Renew,
   Hold,
+  Option,
   Drop,
   Event,
   State,

@@ -18,6 +18,7 @@ TEST(LuoHpp, SessionsAndFilesOwnTheirDescriptors) {
     held = self.hand_out(Command::CreateSession, 4);
     self.answer(self.expect(Command::PreserveFd), 0, wire::TokenArg{});
     self.answer(self.expect(Command::PreserveFd), EEXIST);
+    self.answer(self.expect(Command::SetOption));
     const auto many = self.expect(Command::RetrieveMany);
     self.builder().start(Command::RetrieveMany, many.header.nonce, 4).arg(wire::ManyArg{0, 2});
     self.builder().add(wire::ManyResult{ENOENT}).add(wire::ManyResult{0}).add_fd(self.socket().raw);
@@ -39,6 +40,7 @@ TEST(LuoHpp, SessionsAndFilesOwnTheirDescriptors) {
     ASSERT_FALSE(refused);
     EXPECT_EQ(refused.error().code, EEXIST);
     EXPECT_THAT(refused.error().text, testing::HasSubstr("session 'vm-7'"));
+    EXPECT_TRUE(session->set_option("grow", "allow"));
     const std::uint64_t tokens[] = {1, 2};
     auto files = session->retrieve(tokens);
     ASSERT_TRUE(files) << files.error().text;

@@ -1,10 +1,11 @@
 // What a session can be beyond the kernel's: held for its owner, dropped by the operator, taken forward by its
-// owner itself.
+// owner itself, crossing to another kernel in a way of its own.
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <filesystem>
 
+#include "base/text.h"
 #include "daemon/server.h"
 #include "sys/memfd.h"
 
@@ -90,6 +91,22 @@ Result<Next> Server::drop(Request& request, Reply& reply, Change& change) {
                 to_string(static_cast<Phase>(update->phase)));
   LUO_TRY(engine_->drop(change, *id));
   reply.put(arg);
+  return Next::Answer;
+}
+
+Result<Next> Server::set_option(Request& request, Reply& reply, Change& change) {
+  const Handle handle = LUO_TRY(handle_of(request));
+  if (handle.role == Role::Successor)
+    return fail(EBUSY, "set an option of session '{}': the handover is not complete", handle.session.name);
+  const auto arg = LUO_TRY(wire::parse_arg<wire::OptionArg>(request.payload));
+  const std::string_view key = wire::text_in(arg.key), value = wire::text_in(arg.value);
+  const bool allow = value == "allow";
+  const std::uint16_t bit = key == "transient" ? kCarryTransient : key == "grow" ? kCarryGrow : 0;
+  if (bit == 0 || (!allow && value != "refuse"))
+    return fail(EINVAL, "set option '{}' of session '{}' to '{}': there are transient and grow, each refuse or allow",
+                printable_name(key), printable_name(handle.session.name), printable_name(value));
+  LUO_TRY(engine_->set_carry(change, handle.id, allow ? bit : std::uint16_t{0}, allow ? std::uint16_t{0} : bit));
+  reply.put(wire::PlainArg{sizeof(wire::PlainArg), 0});
   return Next::Answer;
 }
 

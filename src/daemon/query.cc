@@ -34,7 +34,9 @@ json session_json(const SessionView& session) {
       {"holder", owner.write_fd < 0 ? "none"
                  : owner.accepted   ? "held"
                                     : "handed out"},
-      {"successor", session.holder[1].write_fd >= 0}};
+      {"successor", session.holder[1].write_fd >= 0},
+      {"transient", (session.carry & kCarryTransient) != 0 ? "allow" : "refuse"},
+      {"grow", (session.carry & kCarryGrow) != 0 ? "allow" : "refuse"}};
 }
 
 }  // namespace

@@ -359,7 +359,7 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
     case Command::UpdateSimulated: return update_simulated(request, reply, change);
     case Command::Stop: return stop(request, reply, change);
     case Command::Inspect: return inspect(request, reply, change);
-    case Command::SetOption:
+    case Command::SetOption: return set_option(request, reply, change);
     case Command::UpdateKernel: break;  // not yet known to this luod
   }
   // Linux answers EINVAL for a number it does not know (7.3, before it looks at the argument).

@@ -162,6 +162,7 @@ class Server {
   Result<> may_get_back(const SessionView& session, const PeerRec& peer) const;
   Result<Next> hold(Request& request, Reply& reply, Change& change);
   Result<Next> drop(Request& request, Reply& reply, Change& change);
+  Result<Next> set_option(Request& request, Reply& reply, Change& change);
   Result<Next> set_event(Request& request, Reply& reply, Change& change);
   Result<Next> get_state(Request& request, Reply& reply, Change& change);
 

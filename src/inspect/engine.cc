@@ -172,6 +172,9 @@ class Reader {
     if (held && options->second.held_for[0] != '\0') out["held_for"] = text_in(options->second.held_for);
     if (options != options_.end() && options->second.event != 0)
       out["prepared_by_owner"] = options->second.event == 1 ? "prepared" : "frozen";
+    const unsigned carry = options == options_.end() ? 0U : options->second.carry;
+    out["transient"] = (carry & kCarryTransient) != 0 ? "allow" : "refuse";
+    out["grow"] = (carry & kCarryGrow) != 0 ? "allow" : "refuse";
     Json holders = Json::array();
     for (unsigned role = 0; role < 2; ++role) {
       const HolderRecord& holder = record.holder[role];

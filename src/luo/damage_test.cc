@@ -51,6 +51,7 @@ class Damage : public ::testing::Test {
                  }).has_value());
     EXPECT_TRUE(
         w.step([&](Change& c) { return w.engine->set_hold(c, outgoing, Hold::Unit, "a.service"); }).has_value());
+    EXPECT_TRUE(w.step([&](Change& c) { return w.engine->set_carry(c, outgoing, kCarryGrow, 0); }).has_value());
     EXPECT_TRUE(w.step([&](Change& c) { return w.engine->owner_prepare(c, outgoing); }).has_value());
     Capability cap = capability();
     EXPECT_TRUE(w.step([&](Change& c) { return w.engine->add_successor(c, outgoing, cap.holder, {}); }).has_value());

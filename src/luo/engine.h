@@ -79,6 +79,14 @@ std::string_view to_string(Hold hold) noexcept;
 /// early versions of the kernel's LUO.
 enum class OwnerEvent : std::uint32_t { None = 0, Prepared = 1, Frozen = 2 };
 
+/// How a session crosses to another kernel; bits, none of them set is as the kernel has it. They stay with the session
+/// over every update.
+enum Carry : std::uint16_t {
+  kCarryTransient = 1U << 0,  ///< files that only an exec can carry are taken; an update of the kernel drops them
+  kCarryGrow = 1U << 1,       ///< files are given to the kernel only when an update of it is under way
+  kCarryAll = kCarryTransient | kCarryGrow,
+};
+
 /// A session can have two capabilities while it passes from a service to its successor.
 enum class Role : std::uint32_t { Owner = 1, Successor = 2 };
 
@@ -108,6 +116,7 @@ struct SessionView {  ///< a copy, for showing and deciding
   Hold hold = Hold::Off;
   OwnerEvent event = OwnerEvent::None;  ///< of outgoing sessions
   std::string held_for;                 ///< Hold::Executable, Unit: which
+  std::uint16_t carry = 0;              ///< Carry
 };
 
 struct FileView {
@@ -185,6 +194,9 @@ class Engine final : public FlbAccess {
   /// What becomes of the session at its last close. `held_for`, of Executable and Unit, is for the caller to
   /// compare: 1 to 231 bytes. EINVAL incoming and not retrieved, or finished, or `held_for`; EBUSY frozen; ENOMEM.
   Result<> set_hold(Change& change, SessionId id, Hold hold, std::string_view held_for);
+  /// Sets and clears bits of Carry. What is in the session stays there. EINVAL incoming and not retrieved, or finished,
+  /// or a bit that is none; EBUSY frozen; ENOMEM.
+  Result<> set_carry(Change& change, SessionId id, std::uint16_t set, std::uint16_t clear);
   /// Gives up a session that nobody has: held, or incoming. EBUSY somebody has it, or an update has frozen it,
   /// or a handler's can_finish.
   Result<> drop(Change& change, SessionId id);

@@ -101,7 +101,14 @@ struct Engine::Impl {
 
   // --- what few sessions have (options.cc)
   OptionsRecord* options_of(const SessionRecord& session) const noexcept;  ///< nullptr: it is as the kernel's are
-  Result<> set_options(kho::Tx& tx, SessionRecord& session, Hold hold, OwnerEvent event, std::string_view held_for);
+  struct Options {
+    Hold hold = Hold::Off;
+    OwnerEvent event = OwnerEvent::None;
+    std::uint16_t carry = 0;
+    std::string held_for;
+  };
+  Options get_options(const SessionRecord& session) const;
+  Result<> set_options(kho::Tx& tx, SessionRecord& session, const Options& wanted);
   void set_event(kho::Tx& tx, SessionRecord& session, OwnerEvent event) noexcept;  ///< of what has options
   void drop_options(kho::Tx& tx, SessionRecord& session) noexcept;
   Hold hold_of(const SessionRecord& session) const noexcept;

@@ -1,4 +1,5 @@
-// What few sessions have: that they outlive their holder, and how far their owner has taken them by itself.
+// What few sessions have: that they outlive their holder, how far their owner has taken them by itself, how they
+// cross to another kernel.
 #include "luo/engine_impl.h"
 
 namespace luo {
@@ -13,6 +14,15 @@ std::string_view to_string(Hold hold) noexcept {
   return "?";
 }
 
+namespace {
+
+/// As a session begins; then it needs no record.
+bool says_nothing(const OptionsRecord& options) noexcept {
+  return options.hold == 0 && options.event == 0 && options.carry == 0;
+}
+
+}  // namespace
+
 OptionsRecord* Engine::Impl::options_of(const SessionRecord& session) const noexcept {
   if (root->options.count == 0) return nullptr;
   const Ref<SessionRecord> ref = arena.ref_of(&session);
@@ -21,8 +31,13 @@ OptionsRecord* Engine::Impl::options_of(const SessionRecord& session) const noex
   })});
 }
 
-Result<> Engine::Impl::set_options(kho::Tx& tx, SessionRecord& session, Hold hold, OwnerEvent event,
-                                   std::string_view held_for) {
+Engine::Impl::Options Engine::Impl::get_options(const SessionRecord& session) const {
+  const OptionsRecord* options = options_of(session);
+  if (options == nullptr) return {};
+  return {static_cast<Hold>(options->hold), event_of(session), options->carry, options->held_for};
+}
+
+Result<> Engine::Impl::set_options(kho::Tx& tx, SessionRecord& session, const Options& wanted) {
   OptionsRecord* options = options_of(session);
   if (options == nullptr) {
     LUO_TRY(table(root->options).reserve(tx));
@@ -34,11 +49,12 @@ Result<> Engine::Impl::set_options(kho::Tx& tx, SessionRecord& session, Hold hol
   } else {
     tx.save(options, sizeof *options);
   }
-  options->hold = static_cast<std::uint32_t>(hold);
-  options->event = static_cast<std::uint32_t>(event);
+  options->hold = static_cast<std::uint32_t>(wanted.hold);
+  options->event = static_cast<std::uint16_t>(wanted.event);
+  options->carry = wanted.carry;
   std::ranges::fill(options->held_for, '\0');
-  held_for.copy(options->held_for, sizeof options->held_for - 1);
-  if (hold == Hold::Off && event == OwnerEvent::None) drop_options(tx, session);
+  wanted.held_for.copy(options->held_for, sizeof options->held_for - 1);
+  if (says_nothing(*options)) drop_options(tx, session);
   return {};
 }
 
@@ -53,8 +69,8 @@ void Engine::Impl::drop_options(kho::Tx& tx, SessionRecord& session) noexcept {
 void Engine::Impl::set_event(kho::Tx& tx, SessionRecord& session, OwnerEvent event) noexcept {
   OptionsRecord* options = options_of(session);
   if (options == nullptr) return;
-  tx.set(options->event, static_cast<std::uint32_t>(event));
-  if (event == OwnerEvent::None && options->hold == 0) drop_options(tx, session);
+  tx.set(options->event, static_cast<std::uint16_t>(event));
+  if (says_nothing(*options)) drop_options(tx, session);
 }
 
 Hold Engine::Impl::hold_of(const SessionRecord& session) const noexcept {
@@ -112,7 +128,27 @@ Result<> Engine::set_hold(Change& change, SessionId id, Hold hold, std::string_v
   const bool wants_text = hold == Hold::Executable || hold == Hold::Unit;
   if (hold > Hold::Unit || held_for.empty() == wants_text || held_for.size() >= sizeof OptionsRecord{}.held_for)
     return refuse(EINVAL, fmt::format("{} with '{}'", to_string(hold), shown(held_for)));
-  return impl_->set_options(change.tx, session, hold, impl_->event_of(session), held_for);
+  Impl::Options options = impl_->get_options(session);
+  options.hold = hold;
+  options.held_for = held_for;
+  return impl_->set_options(change.tx, session, options);
+}
+
+Result<> Engine::set_carry(Change& change, SessionId id, std::uint16_t set, std::uint16_t clear) {
+  SessionRecord& session = *LUO_TRY(impl_->need(id, "set an option"));
+  const SessionState state = impl_->state_of(session);
+  const auto refuse = [&](int code, std::string_view why) {
+    return fail(code, "set an option of session '{}': {}", shown(impl_->name_of(session)), why);
+  };
+  if (state == SessionState::Incoming || state == SessionState::Finished)
+    return refuse(EINVAL, fmt::format("it is {}", to_string(state)));
+  if (state == SessionState::Frozen) return refuse(EBUSY, "it is frozen");
+  if (((set | clear) & ~kCarryAll) != 0) return refuse(EINVAL, fmt::format("there is no bit {:#x}", set | clear));
+  Impl::Options options = impl_->get_options(session);
+  const auto carry = static_cast<std::uint16_t>((options.carry & ~clear) | set);
+  if (carry == options.carry) return {};
+  options.carry = carry;
+  return impl_->set_options(change.tx, session, options);
 }
 
 Result<> Engine::drop(Change& change, SessionId id) {
@@ -140,9 +176,9 @@ Result<> Engine::owner_prepare(Change& change, SessionId id) {
   const SessionState state = impl_->state_of(session);
   const OwnerEvent event = impl_->event_of(session);
   if (state == SessionState::Outgoing && event == OwnerEvent::None) {
-    const Hold hold = impl_->hold_of(session);
-    const std::string held_for = hold == Hold::Off ? "" : impl_->options_of(session)->held_for;
-    LUO_TRY(impl_->set_options(change.tx, session, hold, OwnerEvent::Prepared, held_for));
+    Impl::Options options = impl_->get_options(session);
+    options.event = OwnerEvent::Prepared;
+    LUO_TRY(impl_->set_options(change.tx, session, options));
     impl_->move(change.tx, session, SessionEvent::Prepare);
     return {};
   }

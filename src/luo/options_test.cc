@@ -1,4 +1,4 @@
-// Sessions that outlive their holder, and what an owner does with a session by itself.
+// Sessions that outlive their holder, what an owner does with a session by itself, how it crosses to another kernel.
 #include <gmock/gmock.h>
 
 #include "luo/engine_testing.h"
@@ -303,6 +303,101 @@ TEST(OwnerEvents, EndWithTheirOwner) {
   EXPECT_EQ(w.engine->find(id)->event, OwnerEvent::None);
   EXPECT_EQ(w.engine->find(id)->hold, Hold::User);
   w.expect_sound();
+}
+
+// --- how it crosses to another kernel -----------------------------------------------------------------
+
+Result<> carry(World& w, SessionId id, std::uint16_t set, std::uint16_t clear = 0) {
+  return w.step([&](Change& c) { return w.engine->set_carry(c, id, set, clear); });
+}
+unsigned carry_of(World& w, SessionId id) { return w.engine->find(id)->carry; }
+
+TEST(Carry, BitsComeAndGoOneByOne) {
+  World w;
+  const SessionId id = w.create("vm");
+  const auto blocks = w.arena->stats().blocks;
+  EXPECT_EQ(carry_of(w, id), 0U);
+  EXPECT_TRUE(carry(w, id, 0, kCarryAll).has_value());
+  EXPECT_EQ(w.arena->stats().blocks, blocks) << "nothing is noted of a session that is as it began";
+  EXPECT_TRUE(carry(w, id, kCarryTransient).has_value());
+  EXPECT_EQ(carry_of(w, id), kCarryTransient);
+  EXPECT_TRUE(carry(w, id, kCarryGrow).has_value());
+  EXPECT_EQ(carry_of(w, id), kCarryAll);
+  w.reopen();
+  w.expect_sound();
+  EXPECT_EQ(carry_of(w, id), kCarryAll);
+  EXPECT_TRUE(carry(w, id, 0, kCarryTransient).has_value());
+  EXPECT_EQ(carry_of(w, id), kCarryGrow);
+  EXPECT_EQ(code(carry(w, id, 4)), EINVAL);
+  EXPECT_EQ(code(carry(w, id, 0, 1U << 15)), EINVAL);
+  EXPECT_EQ(code(carry(w, SessionId{99}, kCarryGrow)), EBADF);
+  EXPECT_TRUE(carry(w, id, 0, kCarryGrow).has_value());
+  EXPECT_EQ(carry_of(w, id), 0U);
+  w.expect_sound();
+}
+
+TEST(Carry, IsApartFromWhatElseAnOwnerSays) {
+  World w;
+  const SessionId id = w.create("vm");
+  EXPECT_TRUE(carry(w, id, kCarryGrow).has_value());
+  EXPECT_TRUE(hold(w, id, Hold::Unit, "a.service").has_value());
+  EXPECT_TRUE(prepare(w, id).has_value());
+  EXPECT_TRUE(carry(w, id, kCarryTransient).has_value()) << "files still come and go";
+  EXPECT_EQ(w.engine->find(id)->held_for, "a.service");
+  EXPECT_EQ(w.engine->find(id)->event, OwnerEvent::Prepared);
+  EXPECT_EQ(freeze(w, id), 0);
+  EXPECT_EQ(code(carry(w, id, 0, kCarryGrow)), EBUSY);
+  EXPECT_TRUE(cancel(w, id).has_value());
+  EXPECT_TRUE(hold(w, id, Hold::Off).has_value());
+  w.expect_sound();
+  EXPECT_EQ(carry_of(w, id), kCarryAll);
+}
+
+TEST(Carry, StaysOverEveryUpdate) {
+  World w;
+  const SessionId id = w.create("vm");
+  w.preserve(id, 1);
+  EXPECT_TRUE(carry(w, id, kCarryAll).has_value());
+  for (int hop = 0; hop < 3; ++hop) {
+    w.cross();
+    w.engine->sweep();
+    w.reopen();
+    EXPECT_EQ(carry_of(w, id), kCarryAll);
+    EXPECT_EQ(code(carry(w, id, 0, kCarryGrow)), EINVAL) << "nobody has it";
+    w.retrieve_session("vm");
+    EXPECT_TRUE(carry(w, id, 0, kCarryGrow).has_value());
+    EXPECT_TRUE(carry(w, id, kCarryGrow).has_value());
+    EXPECT_TRUE(renew(w, id).has_value());
+    EXPECT_EQ(carry_of(w, id), kCarryAll);
+    w.expect_sound();
+  }
+  // From an owner to its successor.
+  Capability successor = capability();
+  EXPECT_TRUE(w.step([&](Change& c) { return w.engine->add_successor(c, id, successor.holder, {}); }).has_value());
+  EXPECT_TRUE(w.step([&](Change& c) { return w.engine->begin_prepare(c, id); }).has_value());
+  EXPECT_TRUE(carry(w, id, 0, kCarryTransient).has_value());
+  EXPECT_TRUE(w.step([&](Change& c) { return w.engine->freeze_one(c, id).has_value(); }));
+  EXPECT_EQ(code(carry(w, id, kCarryTransient)), EBUSY);
+  EXPECT_TRUE(w.step([&](Change& c) { return w.engine->renew(c, id, Role::Successor); }).has_value());
+  EXPECT_EQ(carry_of(w, id), kCarryGrow);
+  w.expect_sound();
+  w.cross();
+  w.retrieve_session("vm");
+  EXPECT_TRUE(w.finish(id).has_value());
+  EXPECT_EQ(code(carry(w, id, kCarryTransient)), EINVAL);
+  w.cross();
+  w.engine->sweep();
+  EXPECT_EQ(w.engine->session_count(), 0U);
+  w.expect_sound();
+}
+
+TEST(Carry, EndsWithItsSession) {
+  World w;
+  const SessionId id = w.create("vm");
+  EXPECT_TRUE(carry(w, id, kCarryAll).has_value());
+  lose_holder(w, id);
+  w.expect_sound();
+  EXPECT_EQ(carry_of(w, w.create("vm")), 0U);
 }
 
 }  // namespace

@@ -119,7 +119,8 @@ struct OptionsRecord {
   std::uint64_t magic;
   Ref<SessionRecord> session;
   std::uint32_t hold;   ///< Hold
-  std::uint32_t event;  ///< OwnerEvent
+  std::uint16_t event;  ///< OwnerEvent
+  std::uint16_t carry;  ///< Carry; in what used to be the upper half of `event`, which was 0
   char held_for[232];   ///< NUL-padded
 };
 static_assert(sizeof(OptionsRecord) == 256);

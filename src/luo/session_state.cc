@@ -88,11 +88,13 @@ SessionView Engine::Impl::view(const SessionRecord& session) const {
                    session.created_ms,
                    Hold::Off,
                    OwnerEvent::None,
-                   {}};
+                   {},
+                   0};
   if (const OptionsRecord* options = options_of(session)) {
     view.hold = static_cast<Hold>(options->hold);
     view.event = event_of(session);
     view.held_for = options->held_for;
+    view.carry = options->carry;
   }
   if (state != SessionState::Finished) view.files = session.files.count;
   for (const Role role : {Role::Owner, Role::Successor}) {

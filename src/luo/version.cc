@@ -41,7 +41,9 @@ Result<> Engine::write_version_before(Change& change) const {
     for (const SessionRecord* s = impl.at(list->first); s != nullptr; s = impl.at(s->links.next)) {
       if (impl.root->options.count == 0 && impl.root->relations.count == 0) break;
       if (impl.hold_of(*s) != Hold::Off) return refuse(*s, "sessions that are held");
-      if (impl.options_of(*s) != nullptr) return refuse(*s, "sessions that their owner has prepared");
+      if (const OptionsRecord* options = impl.options_of(*s))
+        return refuse(*s, options->carry != 0 ? "how sessions cross to another kernel"
+                                              : "sessions that their owner has prepared");
       for (Ref<FileRecord> f = s->files.first; f; f = impl.at(f)->links.next)
         if (impl.relation_of(f) != nullptr) return refuse(*s, "files that depend on others");
     }

@@ -94,6 +94,9 @@ TEST_F(Versions, WhatTheOldOneCannotExpressIsNotLost) {
   ASSERT_TRUE(w.step([&](Change& c) { return w.engine->owner_prepare(c, out); }).has_value());
   expect_refused("prepared");
   ASSERT_TRUE(w.step([&](Change& c) { return w.engine->owner_cancel(c, out); }).has_value());
+  ASSERT_TRUE(w.step([&](Change& c) { return w.engine->set_carry(c, out, kCarryGrow, 0); }).has_value());
+  expect_refused("another kernel");
+  ASSERT_TRUE(w.step([&](Change& c) { return w.engine->set_carry(c, out, 0, kCarryGrow); }).has_value());
   const std::uint64_t after[] = {3};
   const int fd = memfd().release();
   ASSERT_TRUE(w.step([&](Change& c) {

@@ -449,6 +449,14 @@ TEST_F(EngineCrash, SetHold) {
       });
 }
 
+TEST_F(EngineCrash, SetCarry) {
+  expect_all_or_nothing(
+      [](World& w) { w.preserve(w.create("vm"), 1); },
+      [](World& w) {
+        must(w, [&](Change& c) { return w.engine->set_carry(c, kFirst, kCarryTransient, kCarryGrow).has_value(); });
+      });
+}
+
 TEST_F(EngineCrash, TheHolderOfAHeldSessionCloses) {
   expect_all_or_nothing(
       [](World& w) {

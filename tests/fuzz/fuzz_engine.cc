@@ -151,6 +151,7 @@ class World {
     const SessionId held = create("held");
     all_kinds(held);
     step([&](Change& c) { (void)engine.set_hold(c, held, Hold::Unit, "a.service"); });
+    step([&](Change& c) { (void)engine.set_carry(c, held, kCarryTransient, 0); });
     const std::uint64_t after[] = {0, 6};
     step([&](Change& c) {
       const int fd = memfd_create("dependent", MFD_CLOEXEC);

@@ -142,6 +142,8 @@ inline const Operation kOperations[] = {
      }},
     {"hold", [](Bench& b) { b.make_session(); },
      [](Bench& b) { return errno_or_zero(luo_session_hold(*b.client, b.session.raw(), LUO_HOLD_EXECUTABLE)); }},
+    {"set_option", [](Bench& b) { b.make_session(); },
+     [](Bench& b) { return errno_or_zero(luo_session_set_option(*b.client, b.session.raw(), "transient", "allow")); }},
     {"close_held", [](Bench& b) { b.make_held(); },
      [](Bench& b) {
        b.session.close();
