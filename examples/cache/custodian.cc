@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
+#include <optional>
 #include <semaphore>
 #include <system_error>
 #include <thread>
@@ -44,10 +45,13 @@ void clear_eventfd(const Fd& fd) noexcept {
 class Custodian::Worker {
  public:
   struct Job {
-    enum Kind { Preserve, GiveUp, Quiesced, LetGo, Stop };
+    enum Kind { Preserve, GiveUp, Replace, Quiesced, Unable, LetGo, Stop };
     Kind kind;
     int fd;
-    std::uint64_t token;  ///< Quiesced: the update
+    std::uint64_t token;  ///< Quiesced, Unable: the update
+    int old_fd = -1;      ///< Replace
+    std::uint64_t old_token = 0;
+    std::string why = {};  ///< Unable
   };
 
   Worker(std::string where, std::string session, std::atomic<int>* shown)
@@ -77,6 +81,9 @@ class Custodian::Worker {
   void carry_out();
   void preserve_missing();
   void unpreserve(std::uint64_t token);
+  void begin_replacing(const Job& job);
+  void end_replacing();
+  void refuse(std::uint64_t update, const std::string& why);
   int open_and_subscribe();
   void dispatch();
   void say_ready();
@@ -87,7 +94,7 @@ class Custodian::Worker {
   bool has_crossed();
   void lost(std::string_view during);
   void connect_again();
-  void notify(Notice::Kind kind, std::string text = {}, std::uint64_t update = 0);
+  void notify(Notice::Kind kind, std::string text = {}, std::uint64_t update = 0, bool of_the_kernel = false);
   // True unless luod is gone for good.
   bool still_there(int result, std::string_view during) {
     if (result != -ECONNRESET) return true;
@@ -121,6 +128,8 @@ class Custodian::Worker {
   std::uint64_t update_ = 0;  // the one that is being prepared
   bool preparing_ = false;
   bool simulated_ = false;          // and it is one that ends this side, as a kexec would
+  bool of_the_kernel_ = false;      // and it is one
+  std::optional<Job> replacing_;    // luod does not have the new one yet
   std::uint64_t quiesced_for_ = 0;  // the update for which the loop has stopped last
   bool missing_ = false;            // some of files_ are not preserved
   bool crossed_ = false;            // there is nothing left to keep
@@ -183,8 +192,10 @@ void Custodian::Worker::end() {
     may_begin_.release();  // if it has begun, nobody waits for this
     thread_.join();
   }
-  for (const Job& job : queue_)
+  for (const Job& job : queue_) {
     if (job.kind == Job::GiveUp && job.fd >= 0) close_number(job.fd);
+    if (job.kind == Job::Replace && job.old_fd >= 0) close_number(job.old_fd);
+  }
   luo_close(luod_);
 }
 
@@ -196,12 +207,13 @@ void Custodian::Worker::let_go() {
 
 void Custodian::Worker::enqueue(Job job) {
   bool first = false;
+  const bool urgent = job.kind > Job::GiveUp;
   {
     const std::lock_guard lock{mutex_};
     first = queue_.empty();
-    queue_.push_back(job);
+    queue_.push_back(std::move(job));
   }
-  if (first || job.kind > Job::GiveUp) signal_eventfd(to_worker_);
+  if (first || urgent) signal_eventfd(to_worker_);
 }
 
 std::vector<Notice> Custodian::Worker::take_notices() {
@@ -210,10 +222,10 @@ std::vector<Notice> Custodian::Worker::take_notices() {
   return std::exchange(notices_, {});
 }
 
-void Custodian::Worker::notify(Notice::Kind kind, std::string text, std::uint64_t update) {
+void Custodian::Worker::notify(Notice::Kind kind, std::string text, std::uint64_t update, bool of_the_kernel) {
   {
     const std::lock_guard lock{mutex_};
-    notices_.push_back({kind, std::move(text), update});
+    notices_.push_back({kind, std::move(text), update, of_the_kernel});
   }
   signal_eventfd(to_loop_);
 }
@@ -258,6 +270,7 @@ bool Custodian::Worker::take_jobs() {
       quiesced_for_ = job.token;
       urgent = true;
     }
+    if (job.kind == Job::Replace || job.kind == Job::Unable) urgent = true;
     if (job.kind == Job::LetGo) letting_go_ = urgent = true;
     jobs_.push_back(job);
   }
@@ -278,9 +291,14 @@ void Custodian::Worker::carry_out() {
       if (file != files_.end() && file->second.preserved) leaving.push_back(job);
       else if (job.fd >= 0) close_number(job.fd);
       if (file != files_.end()) files_.erase(file);
+    } else if (job.kind == Job::Replace) {
+      begin_replacing(job);
+    } else if (job.kind == Job::Unable) {
+      refuse(job.token, job.why);
     }
   }
   if (missing_) preserve_missing();
+  end_replacing();
   for (const Job& job : leaving) {
     unpreserve(job.token);
     if (job.fd >= 0) close_number(job.fd);
@@ -321,6 +339,41 @@ void Custodian::Worker::unpreserve(std::uint64_t token) {
   log(Level::Warning, "unpreserve token {}: {}", token, luo_last_error());
 }
 
+/// Whatever luod would not take yet of an earlier one is off.
+void Custodian::Worker::begin_replacing(const Job& job) {
+  const auto [file, is_new] = files_.try_emplace(job.token, File{job.fd, false});
+  if (!is_new && file->second.fd != job.fd) {
+    if (file->second.preserved) unpreserve(job.token);
+    file->second = {job.fd, false};
+  }
+  if (!file->second.preserved) missing_ = true;
+  if (replacing_ && replacing_->old_fd >= 0) close_number(replacing_->old_fd);
+  replacing_ = job;
+  if (file->second.preserved) end_replacing();
+}
+
+void Custodian::Worker::end_replacing() {
+  if (!replacing_) return;
+  const auto fresh = files_.find(replacing_->token);
+  const bool there = fresh != files_.end() && fresh->second.preserved;
+  if (!there && luod_ != nullptr) return;  // without luod, neither is
+  const auto old = files_.find(replacing_->old_token);
+  if (old != files_.end()) {
+    if (old->second.preserved) unpreserve(replacing_->old_token);
+    files_.erase(replacing_->old_token);
+  }
+  if (replacing_->old_fd >= 0) close_number(replacing_->old_fd);
+  replacing_.reset();
+}
+
+void Custodian::Worker::refuse(std::uint64_t update, const std::string& why) {
+  if (luod_ == nullptr || !preparing_ || update != update_) return;
+  preparing_ = false;
+  const int result = luo_update_refuse(luod_, update, why.c_str());
+  if (!still_there(result, "refuse an update") || result == 0) return;
+  log(Level::Warning, "update {}: luod does not take our refusal: {}", update, luo_last_error());
+}
+
 void Custodian::Worker::end_hold() {
   letting_go_ = false;
   if (luod_ != nullptr)
@@ -338,8 +391,9 @@ void Custodian::Worker::on_prepare(void* context, const luo_update* update) {
   self.update_ = update->id;
   self.preparing_ = true;
   self.simulated_ = update->kind == LUO_UPDATE_SIMULATED;
+  self.of_the_kernel_ = update->kind == LUO_UPDATE_KERNEL;
   if (update->kind == LUO_UPDATE_LUOD) return self.say_ready();  // nothing of ours changes hands
-  self.notify(Notice::Prepare, {}, update->id);
+  self.notify(Notice::Prepare, {}, update->id, self.of_the_kernel_);
 }
 
 void Custodian::Worker::on_resumed(void* context, std::uint64_t id, const char* why) {
@@ -357,9 +411,11 @@ void Custodian::Worker::on_handed_over(void* context, std::uint64_t /*id*/) {
 void Custodian::Worker::say_ready() {
   preparing_ = false;
   if (luod_ == nullptr) return;
-  // An update that would close connections is no update that we agree to.
-  const int result = missing_ ? luo_update_refuse(luod_, update_, "luod could not keep some of the connections")
-                              : luo_update_ready(luod_, update_);
+  // An update that would close connections is no update that we agree to, except of the kernel, which closes all.
+  const char* const missing = !of_the_kernel_ ? missing_ ? "luod could not keep some of the connections" : nullptr
+                              : replacing_    ? "luod could not keep the image of the cache"
+                                              : nullptr;
+  const int result = missing != nullptr ? luo_update_refuse(luod_, update_, missing) : luo_update_ready(luod_, update_);
   if (!still_there(result, "answer that an update can go on") || result == 0) return;
   log(Level::Warning, "update {}: luod does not take our answer: {}", update_, luo_last_error());
 }
@@ -399,6 +455,7 @@ void Custodian::Worker::connect_again() {
     if (session >= 0) {
       session_ = Fd::adopt(session);
       show(session);
+      let_cross_kernels(luod_, session);
       hold_for_the_next(luod_, session);
       log(Level::Notice, "luod is back: keeping {} files in a new session '{}'", files_.size(), name_);
       return notify(Notice::Connected);
@@ -428,6 +485,14 @@ Result<std::unique_ptr<Custodian>> Custodian::unconnected(std::string where, std
   return std::unique_ptr<Custodian>{new Custodian{std::move(worker)}};
 }
 
+void let_cross_kernels(luo_connection* luod, int session) {
+  for (const char* option : {"transient", "grow"}) {
+    const int result = luo_session_set_option(luod, session, option, "allow");
+    if (result == -ENOTSUP) return;
+    if (result < 0) log(Level::Warning, "option {} of the session: {}", option, luo_last_error());
+  }
+}
+
 void hold_for_the_next(luo_connection* luod, int session) {
   if (luo_session_hold(luod, session, LUO_HOLD_USER) < 0)
     log(Level::Warning, "luod will not keep the session if luo-cache crashes: {}", luo_last_error());
@@ -449,6 +514,12 @@ void Custodian::preserve(FdRef file, std::uint64_t token) {
 void Custodian::give_up(Fd file, std::uint64_t token) {
   worker_->enqueue({Worker::Job::GiveUp, file.release(), token});
 }
+void Custodian::replace(FdRef fresh, std::uint64_t token, Fd old, std::uint64_t old_token) {
+  worker_->enqueue({Worker::Job::Replace, fresh.raw, token, old.release(), old_token});
+}
 void Custodian::quiesced(std::uint64_t update) { worker_->enqueue({Worker::Job::Quiesced, -1, update}); }
+void Custodian::unable(std::uint64_t update, std::string why) {
+  worker_->enqueue({.kind = Worker::Job::Unable, .fd = -1, .token = update, .why = std::move(why)});
+}
 
 }  // namespace luo::cache

@@ -7,6 +7,9 @@
 //                            ←──────       Notice::Prepare      stop, then
 //     quiesced()             ──────→       (everything above first) luo_update_ready
 //                            ←──────       Notice::HandedOver | Notice::Resumed
+//
+// The next kernel gets memory only, and no more than it needs: before quiesced(), the loop has an image of the arena
+// take the arena's place (replace()), and afterwards, should the update be off, the arena the image's.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -37,9 +40,13 @@ struct Notice {
   };
   Kind kind;
   std::string text;
-  std::uint64_t update = 0;  ///< Prepare: which one
+  std::uint64_t update = 0;    ///< Prepare: which one
+  bool of_the_kernel = false;  ///< Prepare: no process and no socket will be there on the other side
 };
 
+/// A new session, still empty, is one that crosses to another kernel without its sockets. A luod that knows nothing of
+/// that is not asked twice.
+void let_cross_kernels(luo_connection* luod, int session);
 /// After a crash the session waits for the next luo-cache of this user.
 void hold_for_the_next(luo_connection* luod, int session);
 
@@ -72,8 +79,12 @@ class Custodian {
   void preserve(FdRef file, std::uint64_t token);
   /// Closes `file` (may be empty), and takes it out of the session first if it is in it.
   void give_up(Fd file, std::uint64_t token);
+  /// Preserves `fresh`; then, and only if luod has it, gives `old` up and closes it (may be empty).
+  void replace(FdRef fresh, std::uint64_t token, Fd old, std::uint64_t old_token);
   /// For that update; what was said for one that is over counts for no other.
   void quiesced(std::uint64_t update);
+  /// Instead: that update cannot be. It will be called off.
+  void unable(std::uint64_t update, std::string why);
   /// The service is being stopped: its session shall end with it, not wait for the next one. Waits a little for luod.
   void let_go();
 

@@ -84,6 +84,7 @@ Fd Incoming::take(std::uint64_t token) {
 Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, std::unique_ptr<Custodian> custodian,
                                        Fd session) {
   auto store = LUO_TRY(Store::create(options.maxmemory));
+  let_cross_kernels(custodian->luod(), session.raw());
   Listeners listeners = LUO_TRY(listen_anew(options));
   LUO_TRY(note_addresses(facts, listeners));
   std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}, {listeners.tcp.raw(), kTcpToken}};
@@ -106,8 +107,12 @@ Result<std::unique_ptr<Server>> create(const Options& options, Facts facts, std:
 Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std::unique_ptr<Custodian> custodian,
                                         Incoming incoming, std::optional<kho::WarmArena> warm) {
   Fd memfd = incoming.take(kArenaToken);
-  if (!memfd.valid()) return fail(ENOENT, "session '{}' holds no arena of a luo-cache (token 1)", options.session);
-  auto store = LUO_TRY(Store::open(std::move(memfd), std::move(warm)));
+  const FdRef image = incoming.peek(kImageToken);
+  const bool from_image = !memfd.valid();  // if both are there, the arena is the one that is served from
+  if (from_image && image.raw < 0)
+    return fail(ENOENT, "session '{}' holds no arena of a luo-cache (token {}), nor an image of one (token {})",
+                options.session, kArenaToken, kImageToken);
+  auto store = LUO_TRY(from_image ? Store::from_image(image) : Store::open(std::move(memfd), std::move(warm)));
   std::vector<KeptFile> kept{{store->arena().fd().raw, kArenaToken}};
   Listeners listeners{.tcp = incoming.take(kTcpToken), .unix_socket = incoming.take(kUnixToken)};
   std::vector<KeptFile> fresh;  // not in the session yet
@@ -127,12 +132,15 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std
   // all the same, it changes by transactions.
   const bool stopped = data.counters().quiesced_ns != 0;
   std::vector<ConnectionRecord*> orphans;
+  std::size_t without = 0;  // sockets: another kernel has none of ours
   for (ConnectionRecord* record = data.first_connection(); record != nullptr; record = data.next_connection(*record)) {
     const FdRef found = incoming.peek(record->token);
-    auto whole = found.raw < 0 ? fail(ENOENT, "connection {} was not preserved yet", record->token)
-                 : stopped     ? Result<>{}
-                               : catch_up(*record, found);
-    if (!whole) {
+    if (found.raw < 0) {
+      ++without;
+      orphans.push_back(record);
+      continue;
+    }
+    if (auto whole = stopped ? Result<>{} : catch_up(*record, found); !whole) {
       log(Level::Notice, "closed: {}", whole.error());
       orphans.push_back(record);
       continue;
@@ -142,22 +150,31 @@ Result<std::unique_ptr<Server>> restore(const Options& options, Facts facts, std
     LUO_TRY(server->adopt(std::move(socket), *record));
   }
   const std::size_t carried = kept.size();
+  for (const auto& [token, file] : incoming.files())
+    if (file.valid()) kept.push_back({file.raw(), token});  // nobody's any more: it can be given up
   // All that can fail comes before the point of no return.
   Custodian& keeper = *custodian;
   const int session = incoming.session().raw();
   LUO_TRY(keeper.start(incoming.take_session(), kept));
   LUO_TRY(server->keep_with(std::move(custodian)));
   LUO_TRY(checked(luo_session_renew(keeper.luod(), session), "take the session over"));
+  let_cross_kernels(keeper.luod(), session);  // if the one before us did not know how
   hold_for_the_next(keeper.luod(), session);
+  if (from_image)  // fails: the image is still in the session, for the next attempt
+    LUO_TRY(checked(luo_preserve_fd(keeper.luod(), session, data.arena().fd().raw, kArenaToken),
+                    "preserve the cache's memory"));
   keeper.begin();
 
   ++(stopped ? data.counters().generation : data.counters().recoveries);
   for (ConnectionRecord* record : orphans) data.remove_connection(*record);
-  if (!orphans.empty()) log(Level::Notice, "{} connections did not come across", orphans.size());
+  if (!orphans.empty())
+    log(Level::Notice, "{} connections did not come across, {} of them for want of their sockets", orphans.size(),
+        without);
   for (const KeptFile& file : fresh) keeper.preserve(FdRef::borrow(file.fd), file.token);
   for (auto& [token, file] : incoming.files())
     if (file.valid()) keeper.give_up(std::move(file), token);
-  log(Level::Notice, "took over session '{}': {} keys, {} files", options.session, data.table().size(), carried);
+  log(Level::Notice, "took over session '{}'{}: {} keys, {} files", options.session,
+      from_image ? " with an image of the memory" : "", data.table().size(), carried);
   return server;
 }
 

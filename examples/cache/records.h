@@ -85,6 +85,9 @@ struct CacheRecord {
 inline constexpr std::uint64_t kArenaToken = 1;
 inline constexpr std::uint64_t kTcpToken = 2;
 inline constexpr std::uint64_t kUnixToken = 3;
+/// Instead of the arena while the kernel is updated: the arena's image (kho/image.h), which has the size of what is in
+/// use. The arena itself has that of its addresses, and the kernel would give all of it memory.
+inline constexpr std::uint64_t kImageToken = 4;
 inline constexpr std::uint64_t kFirstConnectionToken = 16;
 
 /// In the arena's control page: plain stores, one writer at a time, outlives the process.
@@ -98,6 +101,8 @@ struct Counters {
   std::uint64_t expired;
   std::uint64_t refused_writes;  ///< for maxmemory
   std::uint64_t recoveries;      ///< owners that died and were succeeded
+  std::uint64_t quiesced_boot;   ///< which boot quiesced_ns counts from; of another one, quiesced_unix_ns is right
+  std::uint64_t quiesced_unix_ns;
 };
 static_assert(sizeof(Counters) <= kho::Arena::kControlBytes);
 

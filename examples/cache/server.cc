@@ -1,5 +1,6 @@
 #include "cache/server.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -34,6 +35,31 @@ std::uint64_t monotonic_ns() noexcept {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+std::uint64_t unix_ns() noexcept {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+/// Tells this boot of the machine from every other; 0: not known.
+std::uint64_t this_boot() noexcept {
+  char text[37] = {};
+  const Fd file = Fd::adopt(::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
+  if (!file.valid() || ::read(file.raw(), text, sizeof text) < 18) return 0;
+  std::uint64_t id = 0;  // of the form 01234567-89ab-...: 16 digits are enough
+  for (const char c : std::string_view{text, 18})
+    if (c != '-') id = id << 4 | static_cast<std::uint64_t>(c <= '9' ? c - '0' : c - 'a' + 10);
+  return id;
+}
+
+/// From when the owner before us stopped until now. The monotonic clock begins anew with each boot.
+std::uint64_t pause_us(const Counters& counters) noexcept {
+  if (counters.quiesced_boot == 0 || counters.quiesced_boot == this_boot())
+    return (monotonic_ns() - counters.quiesced_ns) / 1000;
+  const std::uint64_t now = unix_ns();
+  return now < counters.quiesced_unix_ns ? 0 : (now - counters.quiesced_unix_ns) / 1000;
 }
 
 }  // namespace
@@ -89,7 +115,7 @@ Result<> Server::keep_with(std::unique_ptr<Custodian> custodian) {
 
 Result<Server::Ending> Server::run() {
   if (Counters& counters = store_->counters(); counters.quiesced_ns != 0) {
-    counters.last_pause_us = (monotonic_ns() - counters.quiesced_ns) / 1000;
+    counters.last_pause_us = pause_us(counters);
     counters.quiesced_ns = 0;
   }
   now_ms_ = now_ms();
@@ -122,7 +148,8 @@ Result<Server::Ending> Server::run() {
   }
   if (*ending_ == Ending::Stopped) {
     for (auto& [token, connection] : connections_) ::shutdown(connection->socket().raw, SHUT_RDWR);
-    if (custodian_ != nullptr) custodian_->let_go();
+    // Stopped because the kernel is being replaced: the session is on its way to the next luo-cache.
+    if (custodian_ != nullptr && !image_.valid()) custodian_->let_go();
   }
   return *ending_;
 }
@@ -237,7 +264,7 @@ void Server::on_tick() {
 void Server::on_notices() {
   for (const Notice& notice : custodian_->take_notices()) {
     switch (notice.kind) {
-      case Notice::Prepare: quiesce(notice.update); break;
+      case Notice::Prepare: quiesce(notice); break;
       case Notice::Resumed:
         log(Level::Notice, "update called off: {}; serving on", notice.text);
         resume();
@@ -254,18 +281,33 @@ void Server::on_notices() {
 
 // Every request that was executed is in the arena with its answer, and so is what has been received of
 // the next ones: there is nothing to finish, only to stop.
-void Server::quiesce(std::uint64_t update) {
+void Server::quiesce(const Notice& prepare) {
+  Counters& counters = store_->counters();
   if (!quiesced_) {
     quiesced_ = true;
-    store_->counters().quiesced_ns = monotonic_ns();
+    counters.quiesced_ns = monotonic_ns();
+    counters.quiesced_boot = this_boot();
+    counters.quiesced_unix_ns = unix_ns();
   }
-  custodian_->quiesced(update);
+  if (prepare.of_the_kernel && !image_.valid()) {
+    if (auto image = store_->image()) {
+      image_ = *std::move(image);
+    } else {
+      log(Level::Error, "no update of the kernel: {}", image.error());
+      custodian_->unable(prepare.update, to_string(image.error()));
+      return resume();
+    }
+    // Not closed, not touched: the arena is what we serve from if the update is called off.
+    custodian_->replace(image_, kImageToken, Fd{}, kArenaToken);
+  }
+  custodian_->quiesced(prepare.update);
 }
 
 void Server::resume() {
   if (!quiesced_) return;
   quiesced_ = false;
   store_->counters().quiesced_ns = 0;
+  if (image_.valid()) custodian_->replace(store_->arena().fd(), kArenaToken, std::move(image_), kImageToken);
   work_on_all();
 }
 

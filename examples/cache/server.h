@@ -52,7 +52,7 @@ class Server {
   void drop(Connection& connection);
   void on_tick();
   void on_notices();
-  void quiesce(std::uint64_t update);
+  void quiesce(const Notice& prepare);
   void resume();
   void work_on_all();
   Result<> wait_quiesced();
@@ -72,6 +72,7 @@ class Server {
   std::int64_t last_tick_ms_ = 0;
   unsigned ticks_ = 0;
   bool quiesced_ = false;
+  Fd image_;  ///< instead of the arena in the session: the kernel is being updated
   bool accepting_ = true;
   std::optional<Ending> ending_;
 };

@@ -4,10 +4,12 @@
 #include <ctime>
 
 #include "cache/buffer.h"
+#include "kho/image.h"
 
 namespace luo::cache {
 namespace {
 
+constexpr std::string_view kMemoryName = "luo-cache";
 constexpr std::uint64_t kLeastReserved = 64ULL << 30;  // address space, not memory
 
 Result<> check_buffer(const kho::Arena& arena, const BufferRecord& buffer, std::uint64_t token) {
@@ -23,7 +25,7 @@ Result<> check_buffer(const kho::Arena& arena, const BufferRecord& buffer, std::
 Result<std::unique_ptr<Store>> Store::create(std::uint64_t maxmemory) {
   // A value may be in a buffer, in the table and in an output at the same time.
   const std::uint64_t reserved = std::clamp<std::uint64_t>(4 * maxmemory, kLeastReserved, 16ULL << 40);
-  kho::Arena arena = LUO_TRY(kho::Arena::create({.name = "luo-cache", .layout = kLayout, .max_size = Bytes{reserved}}));
+  kho::Arena arena = LUO_TRY(kho::Arena::create({.name = kMemoryName, .layout = kLayout, .max_size = Bytes{reserved}}));
   CacheRecord* record = nullptr;
   {
     kho::Tx tx{arena};
@@ -43,6 +45,19 @@ Result<std::unique_ptr<Store>> Store::open(Fd memfd, std::optional<kho::WarmAren
   kho::Arena arena =
       LUO_TRY_DURING("open the cache's memory", warm ? kho::Arena::open(std::move(memfd), kLayout, *std::move(warm))
                                                      : kho::Arena::open(std::move(memfd), kLayout));
+  return adopt(std::move(arena));
+}
+
+Result<std::unique_ptr<Store>> Store::from_image(FdRef image) {
+  return adopt(LUO_TRY_DURING("build the cache's memory up again", kho::populate(image, kLayout, kMemoryName)));
+}
+
+Result<Fd> Store::image() const {
+  return LUO_TRY_DURING("write an image of the cache's memory",
+                        kho::seal(arena_, "luo-cache-image", {.format = kho::kImageFormat, .control = true}));
+}
+
+Result<std::unique_ptr<Store>> Store::adopt(kho::Arena arena) {
   auto* record = arena.checked(kho::Ref<CacheRecord>{arena.root(kRootSlot).raw()});
   if (record == nullptr) return fail(EBADMSG, "the cache's arena has no root record");
   const TableRecord& table = record->table;

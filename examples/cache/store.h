@@ -16,6 +16,11 @@ class Store {
   /// another version.
   static Result<std::unique_ptr<Store>> open(Fd memfd, std::optional<kho::WarmArena> warm = {});
 
+  /// From an image(): whole, or EBADMSG. EPROTO; ENOMEM, ENOSPC, EMFILE.
+  static Result<std::unique_ptr<Store>> from_image(FdRef image);
+  /// Everything, counters too, in a sealed memfd of its own. A copy: O(memory in use). ENOMEM, ENOSPC, EMFILE.
+  Result<Fd> image() const;
+
   kho::Arena& arena() noexcept { return arena_; }
   Table& table() noexcept { return *table_; }
   Counters& counters() const noexcept { return *reinterpret_cast<Counters*>(arena_.control().data()); }
@@ -34,6 +39,7 @@ class Store {
   Result<> check() const;
 
  private:
+  static Result<std::unique_ptr<Store>> adopt(kho::Arena arena);
   Store(kho::Arena arena, CacheRecord* record) noexcept : arena_{std::move(arena)}, record_{record} {
     table_ = std::make_unique<Table>(arena_, &record_->table);
   }
