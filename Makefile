@@ -34,9 +34,9 @@ test: deps ## all tests: unit, integration, crash, and the sanitizer builds
 test-peers: build ## the kernel's own selftests of LUO under luoctl run
 	@tests/peers/selftests.py
 
-test-vm: build ## the bare kernel as the yardstick, over real kexecs in a virtual machine: its selftests, our conformance suite
+test-vm: build ## real kexecs in a virtual machine: the bare kernel as the yardstick, what it hands over
 	@scripts/install-vm-deps
-	@tests/vm/bare.py
+	@tests/vm/all
 
 soak: deps ## random kills of everything: KILLS= (10000), of luo-cache: CACHE_KILLS= (1000); SEED= repeats the choices of a run
 	@cmake --preset dev --log-level=WARNING $(CCACHE)

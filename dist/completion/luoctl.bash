@@ -45,7 +45,7 @@ _luoctl() {
     '') COMPREPLY=($(compgen -W $'status\nlist\nshow\nfiles\ndrop\nupdate\ninspect\nrun\nstop\n--socket\n--private\n--json\n--help\n--version' -- "$cur")) ;;
     show | drop) COMPREPLY=($(compgen -W "$(_luoctl_sessions "${socket[@]}")"$'\n--json\n--help' -- "$cur")) ;;
     inspect)
-      COMPREPLY=($(compgen -W $'--live\n--all\n--dts\n--json\n--help' -- "$cur"))
+      COMPREPLY=($(compgen -W $'--live\n--kho\n--all\n--dts\n--json\n--help' -- "$cur"))
       [[ $cur == -* ]] || COMPREPLY+=($(compgen -f -- "$cur")) ;;
     files) COMPREPLY=($(compgen -W $'--handler\n--json\n--help' -- "$cur")) ;;
     run) COMPREPLY=($(compgen -W $'--\n--help' -- "$cur")) ;;

@@ -3,6 +3,7 @@
 
 #include "cli/commands.h"
 #include "cli/render_inspect.h"
+#include "inspect/kho.h"
 
 namespace luo::cli {
 namespace {
@@ -51,9 +52,44 @@ Outcome show(const Options& options, Source source, Style style) {
   return out;
 }
 
+Outcome show_kho(const Options& options, Style style) {
+  const bool copy = !options.kho_folder.empty();
+  const std::string folder = copy ? options.kho_folder : inspect::kKhoFolder;
+  std::optional<inspect::CoreMemory> core;
+  const auto memory = [&]() -> Result<const inspect::PhysicalMemory*> {
+    if (copy) return nullptr;
+    core.emplace(LUO_TRY(inspect::CoreMemory::open()));
+    return &*core;
+  };
+  auto made = inspect::kho_report(folder, memory());
+  if (!made) {
+    Outcome out = failure(options, kFailed, std::move(made).error().during("inspect --kho"));
+    if (!options.json && !copy)
+      out.err +=
+          "  it takes root, a kernel started with kho=on, and debugfs: mount -t debugfs debugfs /sys/kernel/debug\n";
+    return out;
+  }
+  Outcome out;
+  made->json["source"] = printable(folder);
+  if (!made->faults.empty()) {
+    const Error first = Error{made->faults.front()}.during("inspect --kho");
+    out = failure(options, kFailed, first);
+    made->json["ok"] = false;
+    made->json["error"] = printable(to_string(first));
+  }
+  if (options.json) {
+    out.err.clear();  // it is all in the report
+    out.out = made->json.dump(2, ' ', false, inspect::Json::error_handler_t::replace) + "\n";
+  } else {
+    out.out = render_kho(made->json, style);
+  }
+  return out;
+}
+
 }  // namespace
 
 Outcome inspect(const Options& options, Style style) {
+  if (options.kho) return show_kho(options, style);
   if (!options.file.empty()) {
     Fd file = Fd::adopt(open(options.file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!file.valid()) return failure(options, kFailed, sys_fail("inspect: open '{}'", options.file).error());

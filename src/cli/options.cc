@@ -177,11 +177,19 @@ Parsed parse_options(int argc, const char* const* argv) {
       "The exit status is COMMAND's; 128 + N if signal N ended it; 127 not found, 126 not executable;\n"
       "125 if it was not run because of luoctl. Limits: luoctl(1).");
 
-  auto* inspect = does(app.add_subcommand("inspect", "what is in an arena's file, in an image, or in the running luod"),
-                       Action::Inspect);
+  auto* inspect = does(
+      app.add_subcommand("inspect", "what is in an arena's file, an image, the running luod, or the kernel's handover"),
+      Action::Inspect);
+  inspect->formatter(std::make_shared<UsageOf>("luoctl inspect [OPTIONS] {FILE | --live | --kho[=DIR]}"));
   inspect->add_option("file", options.file, "an arena (the memfd, or a copy of it) or an image of one");
   bool live = false;
   inspect->add_flag("--live", live, "what the running luod remembers, as of one moment");
+  auto* kho = inspect
+                  ->add_option("--kho", options.kho_folder,
+                               "what the kernel handed over a kexec, and what it would now: of /sys/kernel/debug/kho,\n"
+                               "or of a copy of it in DIR")
+                  ->expected(0, 1)
+                  ->type_name("[=DIR]");
   inspect->add_flag("--all", options.all, "also each chunk and segment, and all ranges of pages");
   inspect->add_flag("--dts", options.dts, "as device-tree source (see dtc(1))");
   inspect->footer(
@@ -189,6 +197,7 @@ Parsed parse_options(int argc, const char* const* argv) {
       "  luoctl inspect --live\n"
       "  luoctl inspect --all /proc/$(pgrep -o kho-kv)/fd/3   another program's arena: its memory\n"
       "  luoctl --json inspect luod.image | jq '.engine.outgoing[].name'\n"
+      "  luoctl inspect --kho                                 memory that the kernel hands over\n"
       "  luoctl inspect --dts --live | dtc -O dtb -o luod.dtb\n\n"
       "Changes nothing. What is damaged is named, with its place (exit status 1), and what is sound is\n"
       "shown all the same. The file of a program that runs may be in the middle of a change: stop it\n"
@@ -223,8 +232,11 @@ Parsed parse_options(int argc, const char* const* argv) {
   if (options.session.empty() &&
       (options.action == Action::UpdateService || options.action == Action::Show || options.action == Action::Drop))
     return usage("luoctl: a session's name has 1 to 63 bytes (see luoctl list)\n");
-  if (options.action == Action::Inspect && live == !options.file.empty())
-    return usage("luoctl: inspect takes either the name of a file, or --live\n");
+  options.kho = kho->count() != 0;
+  if (options.action == Action::Inspect && live + !options.file.empty() + options.kho != 1)
+    return usage("luoctl: inspect takes either the name of a file, or --live, or --kho\n");
+  if (options.kho && (options.dts || options.all))
+    return usage("luoctl: inspect --kho takes neither --dts nor --all\n");
   if (options.dts && options.json) return usage("luoctl: --dts and --json are two formats; choose one\n");
   options.timeout_ms = static_cast<std::uint32_t>(timeout * 1000 + 0.5);
   return {std::move(options), kDone, {}};

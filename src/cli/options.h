@@ -26,6 +26,8 @@ struct Options {
   std::string file;                  ///< Inspect; empty: the running luod's state
   bool all = false;                  ///< Inspect: each chunk, segment and range too
   bool dts = false;                  ///< Inspect: as device-tree source
+  bool kho = false;                  ///< Inspect: what the kernel hands over, instead of a file
+  std::string kho_folder;            ///< Inspect with kho: a copy of its folder in debugfs; empty: that itself
   std::vector<std::string> command;  ///< UpdateService, Run: what follows "--"
 };
 

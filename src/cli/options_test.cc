@@ -25,6 +25,18 @@ TEST(Options, KnowsEachCommand) {
   EXPECT_EQ(parse({"inspect", "--live"}).options->file, "");
   EXPECT_EQ(parse({"inspect", "--all", "--dts", "a.image"}).options->file, "a.image");
   EXPECT_TRUE(parse({"inspect", "--all", "--dts", "a.image"}).options->dts);
+  for (const auto& [words, folder] : {std::pair{std::vector<const char*>{"inspect", "--kho"}, ""},
+                                      std::pair{std::vector<const char*>{"inspect", "--kho=/d", "--json"}, "/d"}}) {
+    const auto parsed = parse(words);
+    ASSERT_TRUE(parsed.options) << parsed.text;
+    EXPECT_TRUE(parsed.options->kho);
+    EXPECT_EQ(parsed.options->kho_folder, folder);
+  }
+  for (const auto& words : {std::vector<const char*>{"inspect"}, std::vector<const char*>{"inspect", "--kho", "--live"},
+                            std::vector<const char*>{"inspect", "--kho=/d", "a.image"},
+                            std::vector<const char*>{"inspect", "--kho=/d", "--dts"},
+                            std::vector<const char*>{"inspect", "--kho", "--all"}})
+    EXPECT_EQ(parse(words).status, kUsage);
 }
 
 TEST(Options, RunTakesACommandAndAPrivateLuod) {
