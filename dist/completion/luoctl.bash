@@ -27,17 +27,17 @@ _luoctl() {
       --private) socket=(--socket "${COMP_WORDS[++i]}/luod.sock") ;;  # not to start one
       --private=*) socket=(--socket "${COMP_WORDS[i]#*=}/luod.sock") ;;
       --handlers) ((++i)) ;;
-      --image | --timeout | --log | --handler) ((++i)) ;;
+      --image | --timeout | --log | --handler | --kernel | --initrd | --cmdline) ((++i)) ;;
       -*) ;;
       *) words+=("${COMP_WORDS[i]}") ;;
     esac
   done
 
   case $prev in
-    --socket | --image | --log | --private)
+    --socket | --image | --log | --private | --kernel | --initrd)
       COMPREPLY=($(compgen -f -- "$cur"))
       return ;;
-    --timeout) return ;;
+    --timeout | --cmdline) return ;;
   esac
 
   local IFS=$'\n'
@@ -49,7 +49,7 @@ _luoctl() {
       [[ $cur == -* ]] || COMPREPLY+=($(compgen -f -- "$cur")) ;;
     files) COMPREPLY=($(compgen -W $'--handler\n--json\n--help' -- "$cur")) ;;
     run) COMPREPLY=($(compgen -W $'--\n--help' -- "$cur")) ;;
-    update) COMPREPLY=($(compgen -W $'luod\nservice\nsimulated\n--help' -- "$cur")) ;;
+    update) COMPREPLY=($(compgen -W $'luod\nservice\nkernel\nsimulated\n--help' -- "$cur")) ;;
     $'update\nluod') COMPREPLY=($(compgen -W $'--image\n--timeout\n--json\n--help' -- "$cur")) ;;
     $'update\nservice')
       if ((${#words[@]} == 2)); then
@@ -57,6 +57,8 @@ _luoctl() {
       else
         COMPREPLY=($(compgen -W $'--\n--timeout\n--log\n--json' -- "$cur"))
       fi ;;
+    $'update\nkernel')
+      COMPREPLY=($(compgen -W $'--kernel\n--initrd\n--cmdline\n--reuse-cmdline\n--dry-run\n--drop-unclaimed\n--timeout\n--json\n--help' -- "$cur")) ;;
     $'update\nsimulated') COMPREPLY=($(compgen -W $'--timeout\n--json\n--help' -- "$cur")) ;;
     *) COMPREPLY=($(compgen -W $'--json\n--socket\n--help' -- "$cur")) ;;
   esac

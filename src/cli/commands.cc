@@ -231,6 +231,7 @@ Outcome run(const Options& options, Style style) {
     case Action::UpdateLuod: return update_luod(options);
     case Action::UpdateService: return update_service(options);
     case Action::UpdateSimulated: return update_simulated(options);
+    case Action::UpdateKernel: return update_kernel(options, style);
     case Action::Stop: return stop(options);
     case Action::Run: return run_command(options);
     case Action::Inspect: return inspect(options, style);

@@ -36,6 +36,7 @@ Result<Reached> reach(const Options& options);
 Error error_in(client::Answer& answer, const nlohmann::json* report);
 
 Outcome update_service(const Options& options);
+Outcome update_kernel(const Options& options, Style style);
 Outcome run_command(const Options& options);
 Outcome inspect(const Options& options, Style style);
 

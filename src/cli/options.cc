@@ -22,6 +22,7 @@ constexpr const char* kFooter =
     "  luoctl update luod                                 replace luod; services notice nothing\n"
     "  luoctl update service cache -- luo-cache --port 6379\n"
     "                                                     replace the service that owns session 'cache'\n"
+    "  luoctl update kernel --kernel /boot/vmlinuz-7.4    start another kernel; sessions cross\n"
     "  luoctl --private=/tmp/d run -- ./test              a program that knows only /dev/liveupdate\n"
     "  luoctl inspect --live                              all that luod remembers, record by record\n"
     "  luoctl --json status | jq .sessions                for programs\n\n"
@@ -115,13 +116,14 @@ Parsed parse_options(int argc, const char* const* argv) {
       "For sessions that are held for an owner who does not come back, and for those that came over an\n"
       "update and that nobody claims. What they keep is lost. Refused while a process holds the session.");
 
-  auto* update = app.add_subcommand("update", "replace luod, a service, or everything");
+  auto* update = app.add_subcommand("update", "replace luod, a service, the kernel, or everything");
   update->require_subcommand(1);
   update->fallthrough();
   update->footer(
       "Examples:\n"
       "  luoctl update luod --image /usr/local/bin/luod\n"
       "  luoctl update service cache -- /opt/new/luo-cache --port 6379\n"
+      "  luoctl update kernel --kernel /boot/vmlinuz-7.4 --initrd /boot/initrd.img-7.4 --dry-run\n"
       "  luoctl update simulated                            what a kexec would do, without one\n\n"
       "Help for each: luoctl update luod --help, and so on.");
 
@@ -163,6 +165,39 @@ Parsed parse_options(int argc, const char* const* argv) {
       "  luoctl update simulated --timeout 5\n\n"
       "For development: every session becomes incoming and has to be retrieved by name, as after a\n"
       "reboot into a new kernel. Services that refuse call it off.");
+
+  auto* kernel = does(update->add_subcommand("kernel", "start another kernel by kexec; sessions cross into it"),
+                      Action::UpdateKernel);
+  kernel->add_option("--kernel", options.kernel.kernel, "its image: a bzImage (x86) or an Image (arm64)")
+      ->type_name("FILE")
+      ->required();
+  kernel->add_option("--initrd", options.kernel.initrd, "its initrd (default: none)")->type_name("FILE");
+  auto* line = kernel
+                   ->add_option_function<std::string>(
+                       "--cmdline", [&options](const std::string& text) { options.kernel.command_line = text; },
+                       "its command line; it has to turn KHO and LUO on (kho=on liveupdate=on)")
+                   ->type_name("TEXT");
+  bool reuse = false;  // it is what is done in any case; to be said in scripts
+  kernel->add_flag("--reuse-cmdline", reuse, "the command line of the running kernel (this is the default)")
+      ->excludes(line);
+  kernel->add_flag("--dry-run", options.kernel.dry_run,
+                   "all but the reboot: load, prepare, freeze, and everything back");
+  kernel->add_flag("--drop-unclaimed", options.kernel.drop_unclaimed,
+                   "go on although sessions that came over an earlier update have not been claimed: they are lost");
+  add_timeout(*kernel, timeout, "for all services to get ready (default: 60)");
+  kernel->footer(
+      "Examples:\n"
+      "  luoctl update kernel --kernel /boot/vmlinuz-7.4 --initrd /boot/initrd.img-7.4 --dry-run\n"
+      "  luoctl update kernel --kernel /boot/vmlinuz-7.4 --initrd /boot/initrd.img-7.4\n"
+      "  luoctl update kernel --kernel bzImage --cmdline 'console=ttyS0 kho=on liveupdate=on'\n"
+      "  luoctl --json update kernel --kernel bzImage --dry-run | jq '.checks, .luod.checks'\n\n"
+      "First everything is checked that can be known before: the image, its configuration (in it, or in\n"
+      "config-VERSION or KERNEL.config beside it), the command line, and what luod says of its sessions.\n"
+      "One error stops it there, before anything is loaded or anybody disturbed. Then the kernel is\n"
+      "loaded, services get ready, and luod reboots into it; on any failure before that all go on as\n"
+      "they were and the kernel is unloaded. Programs end with the old kernel, this one too; started\n"
+      "again, they retrieve their sessions by name. It takes root, a luod with the kernel medium\n"
+      "(luod --medium kernel), and a running kernel with LUO.");
 
   auto* run = does(app.add_subcommand("run", "run a program that knows only /dev/liveupdate"), Action::Run);
   run->formatter(std::make_shared<UsageOf>("luoctl [--private DIR] run -- COMMAND [ARGUMENTS...]"));
@@ -232,6 +267,8 @@ Parsed parse_options(int argc, const char* const* argv) {
   if (options.session.empty() &&
       (options.action == Action::UpdateService || options.action == Action::Show || options.action == Action::Drop))
     return usage("luoctl: a session's name has 1 to 63 bytes (see luoctl list)\n");
+  if (options.action == Action::UpdateKernel && options.kernel.kernel.empty())
+    return usage("luoctl: which kernel? luoctl update kernel --kernel FILE\n");
   options.kho = kho->count() != 0;
   if (options.action == Action::Inspect && live + !options.file.empty() + options.kho != 1)
     return usage("luoctl: inspect takes either the name of a file, or --live, or --kho\n");

@@ -7,10 +7,32 @@
 
 namespace luo::cli {
 
-enum class Action { Status, List, Show, UpdateLuod, UpdateService, UpdateSimulated, Stop, Drop, Files, Run, Inspect };
+enum class Action {
+  Status,
+  List,
+  Show,
+  UpdateLuod,
+  UpdateService,
+  UpdateSimulated,
+  UpdateKernel,
+  Stop,
+  Drop,
+  Files,
+  Run,
+  Inspect,
+};
 
 /// luoctl's exit statuses; documented in its help and manual page.
 enum ExitStatus : int { kDone = 0, kFailed = 1, kUsage = 2, kUnreachable = 3 };
+
+/// Of UpdateKernel.
+struct KernelOptions {
+  std::string kernel;                       ///< path of the image
+  std::string initrd;                       ///< path; empty: none
+  std::optional<std::string> command_line;  ///< none: the running kernel's
+  bool dry_run = false;
+  bool drop_unclaimed = false;
+};
 
 struct Options {
   Action action = Action::Status;
@@ -18,9 +40,10 @@ struct Options {
   std::string private_folder;              ///< of a luod of one's own, started if none runs there; empty: none
   std::string private_handlers = "memfd";  ///< of that luod: by default what the kernel's LUO preserves
   bool json = false;
-  std::string session;               ///< Show, Drop, UpdateService
-  std::string handler;               ///< Files; empty: all
-  std::string image;                 ///< UpdateLuod; empty: the luod beside luoctl
+  std::string session;  ///< Show, Drop, UpdateService
+  std::string handler;  ///< Files; empty: all
+  std::string image;    ///< UpdateLuod; empty: the luod beside luoctl
+  KernelOptions kernel;
   std::uint32_t timeout_ms = 0;      ///< 0: luod's default
   std::string log;                   ///< UpdateService; empty: chosen by open_log()
   std::string file;                  ///< Inspect; empty: the running luod's state

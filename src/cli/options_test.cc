@@ -39,6 +39,23 @@ TEST(Options, KnowsEachCommand) {
     EXPECT_EQ(parse(words).status, kUsage);
 }
 
+TEST(Options, UpdateKernelTakesAKernelAndOneCommandLine) {
+  const auto whole = parse({"update", "kernel", "--kernel", "/b", "--initrd=/i", "--cmdline", "kho=on -- x",
+                            "--dry-run", "--drop-unclaimed", "--timeout", "3"});
+  ASSERT_TRUE(whole.options) << whole.text;
+  EXPECT_EQ(whole.options->action, Action::UpdateKernel);
+  EXPECT_EQ(whole.options->kernel.kernel, "/b");
+  EXPECT_EQ(whole.options->kernel.initrd, "/i");
+  EXPECT_EQ(whole.options->kernel.command_line, "kho=on -- x");
+  EXPECT_TRUE(whole.options->kernel.dry_run);
+  EXPECT_TRUE(whole.options->kernel.drop_unclaimed);
+  EXPECT_EQ(whole.options->timeout_ms, 3000U);
+  EXPECT_EQ(parse({"update", "kernel", "--kernel", "/b", "--cmdline", ""}).options->kernel.command_line, "");
+  for (const auto& words : {std::vector<const char*>{"update", "kernel", "--kernel", "/b"},
+                            std::vector<const char*>{"update", "kernel", "--kernel", "/b", "--reuse-cmdline"}})
+    EXPECT_EQ(parse(words).options->kernel.command_line, std::nullopt);
+}
+
 TEST(Options, RunTakesACommandAndAPrivateLuod) {
   const auto parsed = parse({"--private=/d", "run", "--", "./test", "-s", "1"});
   ASSERT_TRUE(parsed.options) << parsed.text;
@@ -99,6 +116,12 @@ TEST(Options, WrongUsageIsToldApart) {
       {"update", "service", "cache", "--"},
       {"update", "service", "--", "cache"},
       {"update", "luod", "--", "x"},
+      {"update", "kernel"},
+      {"update", "kernel", "--kernel"},
+      {"update", "kernel", "--kernel", ""},
+      {"update", "kernel", "/b"},
+      {"update", "kernel", "--kernel", "/b", "--cmdline", "x", "--reuse-cmdline"},
+      {"update", "kernel", "--kernel", "/b", "--", "kho=on"},
       {"update", "luod", "--timeout", "0"},
       {"update", "luod", "--timeout", "-1"},
       {"update", "luod", "--timeout", "nan"},
@@ -127,6 +150,7 @@ TEST(Options, EveryHelpTeachesByExample) {
                                                                  {"update", "--help"},
                                                                  {"update", "luod", "--help"},
                                                                  {"update", "service", "--help"},
+                                                                 {"update", "kernel", "--help"},
                                                                  {"update", "simulated", "--help"}}) {
     const auto parsed = parse(words);
     EXPECT_FALSE(parsed.options);

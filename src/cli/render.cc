@@ -37,21 +37,29 @@ std::string describe_hold(const json& held_for) {
 
 std::string line(std::string_view label, std::string_view value) { return fmt::format("  {:<13}{}\n", label, value); }
 
-std::string pause_of(const json& update) {
-  const double ms = update.at("pause_ms").get<double>();
-  return fmt::format("pause {:.{}f} ms", ms, ms < 1 ? 3 : 1);
-}
+std::string milliseconds(double ms) { return fmt::format("{:.{}f} ms", ms, ms < 1 ? 3 : 1); }
+
+std::string pause_of(const json& update) { return "pause " + milliseconds(update.at("pause_ms").get<double>()); }
 
 std::string count_of(const json& object, const char* key, std::string_view one, std::string_view many) {
   const std::string n = number_of(object, key);
   return fmt::format("{} {}", n, n == "1" ? one : many);
 }
 
+/// Of an update of the kernel: how long nobody was served, once the new kernel's luod knows it.
+std::string describe_kernel_update(const json& update) {
+  if (update.value("dry_run", false)) return "kernel: dry run, all was ready";
+  if (const double ms = update.value("blackout_ms", 0.0); ms > 0) return "kernel: done, blackout " + milliseconds(ms);
+  return "kernel: " + printable(update.value("phase", "done"));
+}
+
 std::string describe_update(const json& update) {
   const std::string kind = update.value("kind", "");
   const std::string what =
       kind == "service" ? fmt::format("of service '{}'", printable(update.value("session", "?"))) : kind;
-  if (update.at("ok").get<bool>()) return fmt::format("{}: done, {}", what, pause_of(update));
+  const bool ok = update.at("ok").get<bool>();
+  if (ok && kind == "kernel") return describe_kernel_update(update);
+  if (ok) return fmt::format("{}: done, {}", what, pause_of(update));
   const std::string error = update.value("error", "");
   if (!error.empty()) return fmt::format("{}: off: {}", what, printable(error));
   return fmt::format("{}: {}", what, printable(update.value("phase", "under way")));
@@ -221,6 +229,24 @@ Result<std::string> render_update(const json& report) {
     return fmt::format("{} with {} crossed: {}; retrieve them by name\n",
                        count_of(report, "sessions", "session", "sessions"), count_of(report, "files", "file", "files"),
                        pause_of(report));
+  });
+}
+
+Result<std::string> render_kernel_update(const json& report, std::string_view release) {
+  return reading([&] {
+    const std::string what = fmt::format("{} with {}", count_of(report, "sessions", "session", "sessions"),
+                                         count_of(report, "files", "file", "files"));
+    const std::string whereto = release.empty() ? "the new kernel" : "Linux " + printable(release);
+    if (!report.value("dry_run", false)) return fmt::format("{} cross into {}: the machine restarts\n", what, whereto);
+    std::string out = fmt::format("dry run: {} can cross into {}, with an image of {}\n", what, whereto,
+                                  render_bytes(report.value("image_bytes", std::uint64_t{0})));
+    std::string times;
+    if (const auto phases = report.find("phases"); phases != report.end())
+      for (const char* phase : {"prepare", "preserve", "image", "freeze"})
+        if (const auto ms = phases->find(std::string{phase} + "_ms"); ms != phases->end())
+          times += fmt::format("{}{} {}", times.empty() ? "" : ", ", phase, milliseconds(ms->get<double>()));
+    if (!times.empty()) out += "  " + times + "\n";
+    return out + "  without --dry-run the machine would have restarted here; all go on, and the kernel is unloaded\n";
   });
 }
 

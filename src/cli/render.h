@@ -25,6 +25,10 @@ Result<std::string> render_show(const nlohmann::json& session, std::int64_t now_
 /// One line about an update that worked.
 Result<std::string> render_update(const nlohmann::json& report);
 
+/// What an update of the kernel came to, as luod reports it before the reboot. `release`: of the new kernel; may be
+/// empty.
+Result<std::string> render_kernel_update(const nlohmann::json& report, std::string_view release);
+
 /// "3 h 12 min", "41 s", "12 ms".
 std::string render_duration(std::int64_t ms);
 /// "1.2 MiB".

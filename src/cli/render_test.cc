@@ -45,6 +45,14 @@ TEST(RenderStatus, DescribesAnUpdateThatFailedOrRuns) {
   EXPECT_THAT(*render_status(status, {}), HasSubstr("of service 'cache': off: it refused\n"));
   status["last_update"] = {{"ok", false}, {"kind", "simulated"}, {"error", ""}, {"phase", "preparing"}};
   EXPECT_THAT(*render_status(status, {}), HasSubstr("simulated: preparing\n"));
+  status["last_update"] = {{"ok", true}, {"kind", "kernel"}, {"dry_run", false}, {"blackout_ms", 1534.25}};
+  EXPECT_THAT(*render_status(status, {}), HasSubstr("kernel: done, blackout 1534.2 ms\n"));
+  status["last_update"] = {{"ok", true}, {"kind", "kernel"}, {"dry_run", true}, {"phase", "done"}};
+  EXPECT_THAT(*render_status(status, {}), HasSubstr("kernel: dry run, all was ready\n"));
+  status["last_update"] = {{"ok", true}, {"kind", "kernel"}};
+  EXPECT_THAT(*render_status(status, {}), HasSubstr("kernel: done\n"));
+  status["last_update"] = {{"ok", false}, {"kind", "kernel"}, {"error", "the kernel said no"}};
+  EXPECT_THAT(*render_status(status, {}), HasSubstr("kernel: off: the kernel said no\n"));
   status["last_update"] = nullptr;
   EXPECT_THAT(*render_status(status, {}), testing::Not(HasSubstr("last update")));
 }
@@ -141,6 +149,15 @@ TEST(RenderBytes, PicksTheUnit) {
 TEST(RenderLastWords, MarksLinesAndDisarmsThem) {
   EXPECT_EQ(render_last_words("one\n\ttwo\n\033[2Jthree"), "  | one\n  |  two\n  | ?[2Jthree\n");
   EXPECT_EQ(render_last_words(""), "");
+}
+
+TEST(RenderKernelUpdate, TakesAReportWithoutTimesAndRefusesWhatIsNone) {
+  const json report = {{"sessions", 2}, {"files", 1}, {"dry_run", true}};
+  const auto text = render_kernel_update(report, "");
+  ASSERT_TRUE(text) << to_string(text.error());
+  EXPECT_THAT(*text, testing::StartsWith("dry run: 2 sessions with 1 file can cross into the new kernel"));
+  EXPECT_THAT(*text, testing::Not(HasSubstr("prepare")));
+  EXPECT_EQ(render_kernel_update(json{{"ok", true}}, "7.3").error().code, EBADMSG);
 }
 
 }  // namespace
