@@ -12,7 +12,7 @@ CACHE_KILLS ?= 1000
 CCACHE := $(if $(shell command -v ccache 2>/dev/null),-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-peers test-vm soak bench bench-compat bench-scale bench-scale-vm vm lint fuzz install clean
+.PHONY: help deps build demo test test-peers test-vm soak bench bench-compat bench-kexec bench-scale bench-scale-vm vm lint fuzz install clean
 
 help: ## this text
 	@echo "make TARGET, where TARGET is one of"
@@ -60,6 +60,10 @@ bench-compat: build ## programs under luoctl run: ioctls, opens, compiles: build
 bench-scale-vm: build ## at 100,000 sessions and 1,000,000 files, in a virtual machine: build/bench-scale-vm/report.json
 	@scripts/install-vm-deps
 	@tests/bench/scale/vm.py $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(PLOT),--plot $(PLOT))
+
+bench-kexec: build ## a kexec with sessions and files kept over it, in a virtual machine: build/bench-kexec/report.json
+	@scripts/install-vm-deps
+	@tests/bench/kexec/run.py
 
 lint: ## clang-format on all, clang-tidy-19 on what differs from BASE (default: the last commit; ALL=1: everything)
 	@scripts/lint $(if $(ALL),--all) $(if $(BASE),--base $(BASE))
