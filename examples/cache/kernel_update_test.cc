@@ -310,6 +310,33 @@ TEST_F(LeftBehind, WithoutItsSocketsItServesAllKeysAndForgetsItsConnections) {
   EXPECT_EQ(third.terminate(), 0);
 }
 
+TEST_F(LeftBehind, AnImageBesideTheSocketsIsWhatItWasWhenItStopped) {
+  // luo-cache was ready for an update of the kernel and killed, and the update was called off.
+  auto first = start();
+  ASSERT_NE(first.port(), 0) << log();
+  auto client = RespClient::tcp(first.port());
+  load(client);
+  while (luod_.show("cache")["files"] != 3) ::poll(nullptr, 0, 10);  // the connection is preserved
+  kill(first.pid(), SIGKILL);
+  first.wait();
+  {
+    const Client next{luod_};
+    const Fd session = next.retrieve("cache");
+    auto store = Store::open(Fd::adopt(luo_retrieve_fd(next, session.raw(), kArenaToken)));
+    ASSERT_TRUE(store.has_value()) << to_string(store.error());
+    (*store)->counters().quiesced_ns = 1;
+    const Fd image = *(*store)->image();
+    ASSERT_EQ(luo_preserve_fd(next, session.raw(), image.raw(), kImageToken), 0) << luo_last_error();
+    ASSERT_EQ(luo_unpreserve_fd(next, session.raw(), kArenaToken), 0) << luo_last_error();
+  }
+  auto second = start();
+  ASSERT_EQ(second.port(), first.port()) << log();
+  EXPECT_THAT(log(), HasSubstr("with an image of the memory"));
+  EXPECT_EQ(client.command({"GET", "key:1"}), "$7\r\nvalue 7\r\n") << "on the connection from before";
+  expect_loaded(second.port());
+  EXPECT_EQ(second.terminate(), 0);
+}
+
 TEST_F(LeftBehind, OptionsOfItsSessionAreThoseOfASessionThatMayLoseItsSockets) {
   auto cache = start();
   ASSERT_NE(cache.port(), 0) << log();
