@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <sys/prctl.h>
+#include <sys/resource.h>
 
 #include <ctime>
 #include <future>
@@ -108,7 +108,7 @@ class Keeper {
 };
 
 TEST(KernelUpdate, AnImageCrossesAndTheArenaIsServedFromIfItIsCalledOff) {
-  std::promise<int> port;
+  std::promise<std::pair<pid_t, int>> cache;
   std::promise<Fd> image;
   FakeLuod luod{[&](FakeLuod& self) {
     Keeper keeper{self};
@@ -120,7 +120,8 @@ TEST(KernelUpdate, AnImageCrossesAndTheArenaIsServedFromIfItIsCalledOff) {
     for (int i = 0; i < 2; ++i) EXPECT_EQ(keeper.next(), Command::PreserveFd) << "after it may";
     EXPECT_EQ(keeper.next(), Command::Hold);
 
-    auto client = RespClient::tcp(port.get_future().get());
+    const auto [pid, port] = cache.get_future().get();
+    auto client = RespClient::tcp(port);
     load(client);
     while (!keeper.files.contains(kFirstConnectionToken)) ASSERT_EQ(keeper.next(), Command::PreserveMany);
 
@@ -167,7 +168,21 @@ TEST(KernelUpdate, AnImageCrossesAndTheArenaIsServedFromIfItIsCalledOff) {
     EXPECT_EQ(client.command({"DEL", "large"}), ":1\r\n");
     EXPECT_EQ(client.command({"SET", "late", "yes"}), "+OK\r\n");
 
+    // No image can be made: refused at once, and served on.
+    rlimit limit{};
+    ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, nullptr, &limit), 0);
+    const rlimit none{1, limit.rlim_max};
+    ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &none, nullptr), 0);
     keeper.announce(9);
+    EXPECT_EQ(keeper.next(), Command::Prepared);
+    EXPECT_EQ(keeper.verdict.update, 9U);
+    EXPECT_EQ(keeper.verdict.refused, 1U);
+    EXPECT_THAT(std::string{wire::text_in(keeper.verdict.reason)}, HasSubstr("memfd_create"));
+    EXPECT_EQ(client.command({"GET", "late"}), "$3\r\nyes\r\n");
+    ASSERT_EQ(prlimit(pid, RLIMIT_NOFILE, &limit, nullptr), 0);
+    keeper.call_off(9);
+
+    keeper.announce(10);
     EXPECT_EQ(keeper.next(), Command::PreserveMany);
     EXPECT_EQ(keeper.next(), Command::UnpreserveFd);
     EXPECT_EQ(keeper.next(), Command::Prepared);
@@ -176,7 +191,7 @@ TEST(KernelUpdate, AnImageCrossesAndTheArenaIsServedFromIfItIsCalledOff) {
   }};
   auto first = ServerProcess::luo_cache({"--luod", luod.path()});
   ASSERT_NE(first.port(), 0);
-  port.set_value(first.port());
+  cache.set_value({first.pid(), first.port()});
   luod.join();
   ASSERT_FALSE(HasFailure());
   kill(first.pid(), SIGKILL);
