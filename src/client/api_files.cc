@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "client/instance.h"
-#include "client/kernel_session.h"
+#include "sys/luo_device.h"
 #include "sys/process.h"
 
 using namespace luo;

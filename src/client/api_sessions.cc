@@ -11,7 +11,7 @@
 #include <memory>
 
 #include "client/instance.h"
-#include "client/kernel_session.h"
+#include "sys/luo_device.h"
 #include "sys/memfd.h"
 #include "wire/paths.h"
 

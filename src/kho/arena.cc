@@ -32,6 +32,11 @@ struct Arena::Impl {
         log{mapping.at()},
         heap{mapping.at(), geo, log, fd} {}
   Header& header() const noexcept { return *reinterpret_cast<Header*>(mapping.at()); }
+  void save(void* at, std::size_t n) noexcept {
+    const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(at) - mapping.at());
+    LUO_CHECK(offset >= geometry.heap_at && offset < geometry.file_bytes && n <= geometry.file_bytes - offset);
+    log.save(offset, n);
+  }
 
   Fd fd;
   Mapping mapping;
@@ -39,6 +44,7 @@ struct Arena::Impl {
   UndoLog log;
   Heap heap;
   bool in_transaction = false;
+  std::uint64_t transaction = 0;        ///< OpenTx::number()
   std::vector<std::uint64_t> releases;  ///< carried out at commit
   std::vector<Heap::Hole> holes;        ///< punched after it
 };
@@ -214,6 +220,7 @@ Result<> Arena::check() const {
 Tx::Tx(Arena& arena) noexcept : arena_{&arena}, base_{arena.base_} {
   LUO_CHECK(arena.impl_ != nullptr && !arena.impl_->in_transaction);
   arena.impl_->in_transaction = true;
+  ++arena.impl_->transaction;
 }
 
 Tx::~Tx() {
@@ -236,13 +243,16 @@ void Tx::release(PhysAddr block) noexcept {
 
 void Tx::save(void* at, std::size_t n) noexcept {
   LUO_CHECK(arena_ != nullptr);
-  if (n == 0) return;
-  Arena::Impl& impl = *arena_->impl_;
-  const auto offset = static_cast<std::uint64_t>(static_cast<std::byte*>(at) - base_);
-  LUO_CHECK(offset >= impl.geometry.heap_at && offset < impl.geometry.file_bytes &&
-            n <= impl.geometry.file_bytes - offset);
-  impl.log.save(offset, n);
+  if (n != 0) arena_->impl_->save(at, n);
 }
+
+OpenTx::OpenTx(Arena& arena) noexcept : arena_{&arena} {
+  LUO_CHECK(arena.impl_ != nullptr && arena.impl_->in_transaction);
+}
+void OpenTx::save(void* at, std::size_t n) noexcept {
+  if (n != 0) arena_->impl_->save(at, n);
+}
+std::uint64_t OpenTx::number() const noexcept { return arena_->impl_->transaction; }
 
 void Tx::set_root(unsigned slot, PhysAddr at) noexcept {
   LUO_CHECK(arena_ != nullptr && slot < Arena::kRoots);
@@ -259,6 +269,7 @@ Tx::Mark Tx::mark() const noexcept {
 void Tx::back_to(Mark mark) noexcept {
   LUO_CHECK(arena_ != nullptr && mark.releases <= arena_->impl_->releases.size());
   arena_->impl_->log.roll_back_to(mark.log_bytes);
+  ++arena_->impl_->transaction;
   arena_->impl_->releases.resize(mark.releases);
 }
 
@@ -289,6 +300,7 @@ void Tx::commit() noexcept {
 void Tx::abort() noexcept {
   LUO_CHECK(arena_ != nullptr);
   arena_->impl_->log.roll_back_to(0);
+  ++arena_->impl_->transaction;
   arena_->impl_->releases.clear();
   arena_->impl_->in_transaction = false;
   arena_ = nullptr;

@@ -169,11 +169,26 @@ class Arena {
 
  private:
   friend class Tx;
+  friend class OpenTx;
   friend class WarmArena;
   struct Impl;
   explicit Arena(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;
   std::byte* base_ = nullptr;
+};
+
+/// The transaction that somebody else has open, for what is called within it. Aborts if none is.
+class OpenTx {
+ public:
+  explicit OpenTx(Arena& arena) noexcept;
+  /// As Tx::save().
+  void save(void* at, std::size_t n) noexcept;
+  /// Changes when a transaction begins and when one is taken back, in part or whole: what was saved under the same
+  /// number is still saved.
+  std::uint64_t number() const noexcept;
+
+ private:
+  Arena* arena_;
 };
 
 /// One transaction: everything written through it happens, or nothing of it, whatever kills us.

@@ -23,6 +23,7 @@ inline constexpr std::uint32_t kOldestImageFormat = 1;
 struct ImageOptions {
   std::uint32_t format = kImageFormat;  ///< kOldestImageFormat .. kImageFormat
   bool control = false;                 ///< the control page too; else it is zeros in the new arena
+  bool in_place = false;  ///< the file keeps its size, which must be enough; what follows the image is left
 };
 
 /// What an image's header says.
@@ -41,9 +42,9 @@ struct ImageInfo {
 
 /// Writes an image into `file`, from its start, in place of what was there; its header comes last, so that an
 /// unfinished one is not taken for an image. Changes nothing in the arena; its owner's thread. Returns the size
-/// in bytes. O(memory in use). Errors: EBUSY (a transaction has written something), EBADMSG (the arena is
-/// damaged), EINVAL (format; not a file with offsets), and what ftruncate and write give: ENOSPC, EFBIG, EPERM
-/// (sealed), EBADF (opened for reading).
+/// in bytes. O(memory in use). Errors: EBUSY (a transaction has written something), ENOSPC (in_place, and the
+/// file is too small: nothing is written), EBADMSG (the arena is damaged), EINVAL (format; not a file with offsets),
+/// and what ftruncate and write give: ENOSPC, EFBIG, EPERM (sealed), EBADF (opened for reading).
 Result<std::uint64_t> write_image(const Arena& arena, FdRef file, const ImageOptions& options = {});
 
 /// The same into a new memfd (CLOEXEC), shown as memfd:NAME, sealed against every change. Errors: also EMFILE,

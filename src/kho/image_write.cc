@@ -65,8 +65,13 @@ Result<std::uint64_t> write(const Arena& arena, FdRef file, const ImageOptions& 
   std::uint64_t file_bytes = at.data_at;
   for (const Extent& extent : extents) file_bytes += extent.bytes;
 
-  LUO_TRY(resize(file, 0));
-  LUO_TRY(resize(file, file_bytes));
+  if (options.in_place) {
+    if (static_cast<std::uint64_t>(st.st_size) < file_bytes)
+      return fail(ENOSPC, "the image has {} bytes, the file it is to be in only {}", file_bytes, st.st_size);
+  } else {
+    LUO_TRY(resize(file, 0));
+    LUO_TRY(resize(file, file_bytes));
+  }
   std::vector<Segment> segments;
   segments.reserve(extents.size());
   ImageChecksum all;

@@ -1,4 +1,4 @@
-#include "client/kernel_session.h"
+#include "sys/luo_device.h"
 
 #include <fcntl.h>
 
@@ -7,7 +7,7 @@
 
 #include "luo/uapi.h"
 
-namespace luo::client::kernel {
+namespace luo::kernel {
 namespace {
 
 /// Interrupted ioctls are not repeated: the kernel's LUO has no step that would give EINTR and be safe to repeat.
@@ -67,4 +67,4 @@ Result<> get_name(FdRef session_fd, std::span<char, 64> name) {
   return {};
 }
 
-}  // namespace luo::client::kernel
+}  // namespace luo::kernel

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/fd.h"
 
-namespace luo::client::kernel {
+namespace luo::kernel {
 
 /// ENOENT, EACCES, EBUSY (open elsewhere), EIO (what the kernel before left could not be read).
 Result<Fd> open_device(const char* path);
@@ -21,4 +21,4 @@ Result<Fd> retrieve(FdRef session, std::uint64_t token);
 Result<> finish(FdRef session);
 Result<> get_name(FdRef session, std::span<char, 64> name);
 
-}  // namespace luo::client::kernel
+}  // namespace luo::kernel
