@@ -1,0 +1,237 @@
+#include "medium/kernel.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <memory>
+
+#include "medium/fake_kernel.h"
+
+namespace luo::medium {
+namespace {
+
+Fd memfd() { return Fd::adopt(memfd_create("kernel-test", MFD_CLOEXEC)); }
+
+/// The engine's side in a few lines: groups of files with places, in which a test keeps what was committed.
+class KernelMedium : public testing::Test {
+ protected:
+  void SetUp() override {
+    arena = std::make_unique<kho::Arena>(
+        kho::Arena::create({.name = "t", .layout = {"test", 1}, .max_size = 64_MiB}).value());
+    start();
+  }
+  void start() {
+    kernel.reset();
+    kernel = std::make_unique<Kernel>(Kernel::open(*arena, device, [this](std::uint64_t group, const Visit& visit) {
+                                        for (auto& [key, file] : files)
+                                          if (group == kShared || key.first == group) visit(file.place, file.fd.raw());
+                                      }).value());
+    ASSERT_TRUE(kernel->reserve());
+  }
+  /// One transaction: takes `count` files in. Stops at the first error.
+  Error preserve(std::uint64_t group, int count, When when = When::Now, bool commit = true) {
+    kho::Tx tx{*arena};
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> added;
+    Error error{};
+    for (int i = 0; i < count && error.code == 0; ++i) {
+      Fd fd = memfd();
+      auto place = kernel->preserve(group, fd.raw(), when);
+      if (!place) {
+        error = place.error();
+        break;
+      }
+      const std::pair key{group, next++};
+      files[key] = {*place, std::move(fd)};
+      added.push_back(key);
+    }
+    if (commit) tx.commit();
+    else {
+      tx.abort();
+      for (const auto& key : added) files.erase(key);
+    }
+    if (kernel) kernel->settle();
+    EXPECT_TRUE(kernel->reserve());
+    return error;
+  }
+  void give_up(std::uint64_t group, std::size_t count) {
+    kho::Tx tx{*arena};
+    for (auto at = files.begin(); at != files.end() && count > 0;) {
+      if (at->first.first != group) {
+        ++at;
+        continue;
+      }
+      kernel->unpreserve(at->second.place);
+      at = files.erase(at);
+      --count;
+    }
+    tx.commit();
+    kernel->settle();
+  }
+  void expect_agreement() {
+    EXPECT_EQ(device.file_count(), files.size());
+    for (auto& [key, file] : files) EXPECT_TRUE(device.has(file.fd.raw())) << key.first << ' ' << key.second;
+    const Kernel::Counts counts = kernel->counts();
+    EXPECT_EQ(counts.files, files.size());
+    EXPECT_EQ(counts.sessions, device.session_count());
+    EXPECT_EQ(counts.lacking, 0U);
+    EXPECT_FALSE(device.duplicate_create);
+  }
+
+  struct File {
+    Place place;
+    Fd fd;
+  };
+  FakeKernel device;
+  std::unique_ptr<kho::Arena> arena;
+  std::map<std::pair<std::uint64_t, std::uint64_t>, File> files;
+  std::uint64_t next = 1;
+  std::unique_ptr<Kernel> kernel;
+};
+
+TEST_F(KernelMedium, AGroupHasOneKernelSession) {
+  EXPECT_EQ(preserve(1, 5).code, 0);
+  EXPECT_EQ(preserve(2, 3).code, 0);
+  EXPECT_EQ(device.session_count(), 2U);
+  expect_agreement();
+  give_up(2, 3);
+  EXPECT_EQ(device.session_count(), 1U) << "what is empty is not kept";
+  expect_agreement();
+}
+
+TEST_F(KernelMedium, GivingOneFileUpBuildsTheSessionAnew) {
+  EXPECT_EQ(preserve(1, 5).code, 0);
+  give_up(1, 2);
+  EXPECT_EQ(files.size(), 3U);
+  expect_agreement();
+}
+
+TEST_F(KernelMedium, AStepThatIsTakenBackLeavesNothing) {
+  EXPECT_EQ(preserve(1, 3).code, 0);
+  EXPECT_EQ(preserve(1, 4, When::Now, false).code, 0);
+  EXPECT_EQ(preserve(2, 4, When::Now, false).code, 0);
+  EXPECT_EQ(files.size(), 3U);
+  expect_agreement();
+}
+
+TEST_F(KernelMedium, ASessionThatIsFullIsFollowedByAnother) {
+  device.most_files = 128;  // Linux 6.19
+  EXPECT_EQ(preserve(1, 500).code, 0);
+  EXPECT_EQ(device.session_count(), 4U);
+  expect_agreement();
+  give_up(1, 300);
+  expect_agreement();
+  give_up(1, 200);
+  EXPECT_EQ(device.session_count(), 0U);
+}
+
+TEST_F(KernelMedium, WhenThereAreNoMoreSessionsTheyAreShared) {
+  device.most_sessions = 3;
+  device.most_files = 4;
+  for (std::uint64_t group = 1; group <= 6; ++group) EXPECT_EQ(preserve(group, 2).code, 0) << group;
+  EXPECT_EQ(device.session_count(), 3U);
+  expect_agreement();
+  const Error full = preserve(7, 1);
+  EXPECT_EQ(full.code, ENOMEM);
+  EXPECT_FALSE(full.what.empty());
+  expect_agreement();
+  give_up(5, 2);
+  expect_agreement();
+  start();
+  expect_agreement();
+  EXPECT_EQ(preserve(8, 1).code, 0);
+  for (const std::uint64_t group : {1, 2, 3, 4, 6, 8}) give_up(group, 2);
+  EXPECT_EQ(device.session_count(), 0U);
+}
+
+TEST_F(KernelMedium, RefusalsReachTheCallerAndChangeNothing) {
+  EXPECT_EQ(preserve(1, 2).code, 0);
+  for (const int code : {EBUSY, EFBIG, EOPNOTSUPP, ENOENT}) {
+    device.fails = [&](const char* call) { return std::string_view{call} == "preserve" ? code : 0; };
+    const Error error = preserve(1, 1);
+    EXPECT_EQ(error.code, code);
+    EXPECT_EQ(preserve(2, 1).code, code) << "the first of its group";
+    device.fails = [](const char*) { return 0; };
+    expect_agreement();
+  }
+  device.fails = [](const char*) { return ENOMEM; };
+  EXPECT_EQ(preserve(1, 1).code, ENOMEM);
+  device.fails = [](const char*) { return 0; };
+  expect_agreement();
+}
+
+TEST_F(KernelMedium, WhatCannotBePutBackIsTriedAgainBeforeAKexec) {
+  EXPECT_EQ(preserve(1, 5).code, 0);
+  device.fails = [n = 0](const char* call) mutable {
+    return std::string_view{call} == "preserve" && ++n > 2 ? ENOMEM : 0;
+  };
+  give_up(1, 1);
+  EXPECT_EQ(kernel->counts().lacking, 2U);
+  EXPECT_EQ(kernel->complete().error().code, ENOMEM);
+  device.fails = [](const char*) { return 0; };
+  EXPECT_TRUE(kernel->complete());
+  expect_agreement();
+}
+
+TEST_F(KernelMedium, LateFilesGoWithTheUpdate) {
+  EXPECT_EQ(preserve(1, 2).code, 0);
+  EXPECT_EQ(preserve(1, 3, When::Late).code, 0);
+  EXPECT_EQ(device.session_count(), 2U);
+  EXPECT_TRUE(kernel->has_late());
+  expect_agreement();
+  start();
+  EXPECT_TRUE(kernel->has_late());
+  std::size_t late = 0;
+  for (auto& [key, file] : files) late += kernel->is_late(file.place) ? 1 : 0;
+  EXPECT_EQ(late, 3U);
+}
+
+/// A worker that is killed leaves marks; the next one asks the kernel.
+TEST_F(KernelMedium, WhatAKilledWorkerHadInWorkIsPutRight) {
+  EXPECT_EQ(preserve(1, 3).code, 0);
+  for (const bool on_the_way : {true, false}) {
+    for (int killed_in = 1; killed_in < 12; ++killed_in) {
+      {
+        kho::Tx tx{*arena};
+        int calls = 0;
+        device.fails = [&](const char*) { return ++calls == killed_in ? EINTR : 0; };
+        std::vector<Fd> fds;
+        for (const std::uint64_t group : {1, 2, 1, 3}) {
+          fds.push_back(memfd());
+          if (!kernel->preserve(group, fds.back().raw(), When::Now)) break;  // the worker dies here
+        }
+        if (!on_the_way) kernel->unpreserve(files.begin()->second.place);
+        tx.abort();  // as the next worker's Arena::open() does
+      }
+      device.fails = [](const char*) { return 0; };
+      start();
+      kernel->recover();
+      expect_agreement();
+    }
+  }
+}
+
+TEST_F(KernelMedium, DamagedRecordsAreFound) {
+  EXPECT_EQ(preserve(1, 1).code, 0);
+  auto* root = arena->get(kho::Ref<KernelRoot>{arena->root(Kernel::kRootSlot).raw()});
+  PartRecord& part = arena->get(root->chunks)->part[kPartsPerChunk - 1];
+  const PartRecord good = part;
+  ASSERT_EQ(good.group, 1U);
+  const auto reopen = [&] { return Kernel::open(*arena, device, {}); };
+  part.serial = root->next_serial;
+  EXPECT_EQ(reopen().error().code, EBADMSG);
+  part = good;
+  part.fd = -7;
+  EXPECT_EQ(reopen().error().code, EBADMSG);
+  part = good;
+  EXPECT_TRUE(reopen());
+  root->chunks.at += 8;
+  EXPECT_EQ(reopen().error().code, EBADMSG);
+  root->chunks.at -= 8;
+  root->magic ^= 1;
+  EXPECT_EQ(reopen().error().code, EBADMSG);
+  root->magic ^= 1;
+}
+
+}  // namespace
+}  // namespace luo::medium
