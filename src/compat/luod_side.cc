@@ -75,7 +75,7 @@ void LuodSide::on_event(const client::EventMessage& message) {
   if (message.event == static_cast<std::uint32_t>(wire::Event::Prepare)) {
     const auto event = wire::parse_arg<wire::PrepareEvent>(message.payload);
     if (!event) return;
-    const bool everything = event->kind == static_cast<std::uint32_t>(wire::UpdateKind::Simulated);
+    const bool everything = wire::takes_everything(event->kind);
     if (everything) stopped_for_ = event->update;
     if (!answer_prepare(event->update, everything)) on_end_of_luod();
   } else if (message.event == static_cast<std::uint32_t>(wire::Event::Resumed)) {

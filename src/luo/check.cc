@@ -219,7 +219,7 @@ Result<> Checker::files(Ref<SessionRecord> owner) {
 Result<> Checker::file(Ref<FileRecord> ref) {
   const FileRecord& record = *arena_.get(ref);
   ++files_;
-  LUO_TRY(descriptor(record.fd, ref.at));
+  if (record.fd != -1) LUO_TRY(descriptor(record.fd, ref.at));  // -1: lost on the way from another system
   if (has_extras() && root_.flbs && record.handler < kMaxHandlers) {
     const SessionRecord& owner = *arena_.get(record.session);
     for (std::uint64_t held = flbs_of_ == nullptr ? 0 : flbs_of_->held[record.handler]; held != 0; held &= held - 1)

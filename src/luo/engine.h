@@ -32,7 +32,9 @@ class Change {
   explicit Change(kho::Arena& arena) noexcept : tx{arena} {}
   ~Change() = default;
   /// Closes `fd` after the commit (its number is no longer named by the arena then).
-  void close_later(int fd) { close_.push_back(fd); }
+  void close_later(int fd) {
+    if (fd >= 0) close_.push_back(fd);  // a file that was lost on its way here has none
+  }
   /// For the engine: what is to be done once the step is committed, in transactions of its own.
   void after_commit(void (*run)(void*), void* context) noexcept {
     after_ = run;
@@ -207,6 +209,7 @@ class Engine final : public FlbAccess {
   Result<> owner_cancel(Change& change, SessionId id);
 
   std::optional<SessionView> find(SessionId id) const;
+  unsigned carry_of(SessionId id) const noexcept;  ///< SessionView::carry; 0: no such session
   std::optional<SessionId> find_outgoing(std::string_view name) const;
   std::optional<SessionId> find_incoming(std::string_view name) const;
   struct InodeHit {
@@ -252,6 +255,8 @@ class Engine final : public FlbAccess {
   Result<> unpreserve(Change& change, SessionId id, Token token);
   /// The tokens that a file depends on, in the order in which they were named.
   std::vector<Token> depends_on(SessionId id, Token token) const;
+  /// What the file's handler remembers, changed from outside: ENOENT no such token.
+  Result<> set_data(Change& change, SessionId id, Token token, const HandlerData& data);
   /// The engine's own descriptor of the file, to be sent, not to be closed. EINVAL outgoing (unless it is held, or
   /// Role::Successor); ENOENT; the remembered errno of an earlier failure.
   Result<int> retrieve(Change& change, SessionId id, Role role, Token token);
@@ -286,6 +291,20 @@ class Engine final : public FlbAccess {
   /// frozen.
   Result<> cross(Change& change);
   void sweep();  ///< frees what cross dropped, in bounded steps. Called by open(), and after cross.
+
+  /// What became of a file that another system had.
+  struct Arrival {
+    int fd = -1;         ///< the engine's from now on
+    HandlerData data{};  ///< in place of what its handler remembered
+    int error = 0;       ///< with fd -1: an errno, given to whoever retrieves the file
+    bool gone = false;   ///< with fd -1: there is no such file on this side
+  };
+  using Bring = std::function<Arrival(const SessionView& session, const FileView& file)>;
+  /// The records come from another system, after freeze_all(): no descriptor in them is one here. Calls `bring` for
+  /// each file of a session that crosses, in order, forgets all holders, and then crosses and takes over. In place of
+  /// take_over(); nothing but views may be asked before. In transactions of its own: if it is interrupted, the arena is
+  /// to be made again from what it came from. Errors: EBUSY not all are frozen; ENOMEM, ENOSPC.
+  Result<> arrive(const Bring& bring);
 
   // --- FLBs -----------------------------------------------------------------------------------------
   Result<void*> get_outgoing(const Flb& flb) override;

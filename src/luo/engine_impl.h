@@ -211,6 +211,12 @@ struct Engine::Impl {
   void remove_files(Change& change, SessionRecord& session, std::uint64_t limit) noexcept;
   void remove_file(Change& change, FileRecord& file) noexcept;
 
+  // --- arrival (arrival.cc)
+  Result<> forget_identities();
+  Result<> forget_holders();
+  Result<> bring_files(SessionRecord& session, const Bring& bring);
+  Result<> bring_file(Change& change, SessionRecord& session, FileRecord& file, const Arrival& arrival);
+
   // --- updates (updates.cc)
   std::optional<FreezeFailure> freeze(Change& change, SessionRecord& session);
   void unfreeze(SessionRecord& session, Ref<FileRecord> until) noexcept;  ///< FIFO, up to but not including `until`

@@ -247,6 +247,15 @@ Result<> Engine::unpreserve(Change& change, SessionId id, Token token) {
   return {};
 }
 
+Result<> Engine::set_data(Change& change, SessionId id, Token token, const HandlerData& data) {
+  const SessionRecord& session = *LUO_TRY(impl_->need(id, "change a file"));
+  FileRecord* file = impl_->find_file(session, token.raw());
+  if (file == nullptr)
+    return fail(ENOENT, "{}: there is no such token", goal("change", token.raw(), impl_->name_of(session)));
+  change.tx.set(file->data, data);
+  return {};
+}
+
 Result<int> Engine::retrieve(Change& change, SessionId id, Role role, Token token) {
   SessionRecord& session = *LUO_TRY(impl_->need(id, "retrieve"));
   const SessionState state = impl_->state_of(session);
@@ -262,6 +271,7 @@ Result<int> Engine::retrieve(Change& change, SessionId id, Role role, Token toke
   const int before = impl_->status(session, *file);
   if (before > 0) return file->fd;
   if (before < 0) return refuse(-before, "an earlier retrieve of it failed, and is not tried again");
+  if (file->fd < 0) return refuse(EIO, "it was lost on its way from the kernel before");
   Handler& handler = impl_->handler_of(*file);
   auto result = handler.retrieve(impl_->kept(*file));
   change.tx.set(file->status, result ? 1 : -result.error().code);

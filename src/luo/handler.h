@@ -74,6 +74,12 @@ class Handler {
   /// Last, light step; may replace the data. No allocation that can fail late, bounded time.
   virtual Result<HandlerData> freeze(const KeptFile& file) { return file.data; }
   virtual void unfreeze(const KeptFile&) noexcept {}
+  /// The file was another system's, and is here as `file` now, another inode of another device: what is remembered of it
+  /// from now on. Before any other call for it on this side.
+  virtual HandlerData arrive(const FileInfo& file, const HandlerData& before) noexcept {
+    (void)file;
+    return before;
+  }
   /// Checks that what came back is what was preserved. An error is remembered and given again.
   virtual Result<> retrieve(const KeptFile& file) = 0;
   virtual bool can_finish(const KeptFile&) const noexcept { return true; }

@@ -134,6 +134,12 @@ Result<> Engine::set_hold(Change& change, SessionId id, Hold hold, std::string_v
   return impl_->set_options(change.tx, session, options);
 }
 
+unsigned Engine::carry_of(SessionId id) const noexcept {
+  const SessionRecord* session = impl_->find(id);
+  const OptionsRecord* options = session != nullptr ? impl_->options_of(*session) : nullptr;
+  return options != nullptr ? options->carry : 0U;
+}
+
 Result<> Engine::set_carry(Change& change, SessionId id, std::uint16_t set, std::uint16_t clear) {
   SessionRecord& session = *LUO_TRY(impl_->need(id, "set an option"));
   const SessionState state = impl_->state_of(session);

@@ -236,7 +236,7 @@ bool Engine::Impl::sweep_holders() {
 void Engine::append_fds(std::vector<int>& out) const {
   const auto add_files = [&](const SessionRecord& session) {
     for (const FileRecord* f = impl_->at(session.files.first); f != nullptr; f = impl_->at(f->links.next))
-      out.push_back(f->fd);
+      if (f->fd >= 0) out.push_back(f->fd);
   };
   const auto add = [&](const ListRecord<SessionRecord>& sessions) {
     for (const SessionRecord* s = impl_->at(sessions.first); s != nullptr; s = impl_->at(s->links.next)) {

@@ -236,6 +236,11 @@ struct UpdateKernelArg {
 static_assert(sizeof(UpdateKernelArg) == 16);
 
 enum class UpdateKind : std::uint32_t { Luod = 1, Service = 2, Simulated = 3, Kernel = 4 };
+/// Whether all cross in it, and nobody of the side before is left.
+constexpr bool takes_everything(std::uint32_t kind) noexcept {
+  return kind == static_cast<std::uint32_t>(UpdateKind::Simulated) ||
+         kind == static_cast<std::uint32_t>(UpdateKind::Kernel);
+}
 
 struct PrepareEvent {
   std::uint32_t size;
