@@ -192,7 +192,7 @@ class Stage:
     # --- luod and luo-cache ---------------------------------------------------------------------------
 
     def start_luod(self, name="luod"):
-        self.start(name, ["luod", "--socket", self.luo_socket, "--state-dir", self.directory / "luod-state"])
+        self.start(name, ["luod", "--socket", self.luo_socket, "--state-dir", self.directory / "luod-state", "--medium", "exec"])
         self.wait_until("luod to serve", self.status)
 
     def status(self):

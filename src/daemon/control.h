@@ -21,6 +21,15 @@ enum class Trial : std::uint32_t {
   Abandoned = 3,  ///< the old one takes back; set by the guard (or the keeper: exec failed), only from Trying
 };
 
+enum class MediumKind : std::uint32_t { Exec = 0, Kernel = 1 };
+
+/// Whether what the kernel before left has been looked for and taken in.
+enum class Arrival : std::uint32_t {
+  Over = 0,
+  ToLook = 1,     ///< to be looked for, from the start
+  Populated = 2,  ///< the arena is what came; its files are to be brought. A worker that is killed then begins again
+};
+
 struct Control {
   static constexpr std::uint64_t kMagic = 0x316c72746e6f4375ULL;  // "uContrl1"
 
@@ -50,6 +59,14 @@ struct Control {
   char state_dir[512];
   char socket_path[108];
   char handlers[1024];
+
+  // The kernel medium, at the end: an older luod does not know of it.
+  std::uint32_t medium;                ///< MediumKind
+  std::atomic<std::uint32_t> arrival;  ///< Arrival; worker
+  std::int32_t device_fd;              ///< /dev/liveupdate
+  std::int32_t own_fd;                 ///< the session that came in for luod itself, until it has arrived; worker
+  std::atomic<std::uint32_t> leaving;  ///< worker: this kernel is being left; what ends all others does not end luod
+  std::uint64_t start_cycles, start_raw_ns;  ///< one moment on two clocks, see sys/cycles.h
 };
 static_assert(sizeof(Control) <= kho::Arena::kControlBytes);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::int32_t>::is_always_lock_free);

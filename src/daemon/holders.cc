@@ -96,6 +96,7 @@ void Server::holder_is_gone(SessionId id, Role role, std::uint64_t has_it_now) {
     step.commit();
   }
   update_lost_holder(id, role);
+  settle_medium();
   wake_parked();
 }
 

@@ -81,7 +81,7 @@ int Keeper::keep() {
     }
     siginfo_t info{};
     const int signal = sigwaitinfo(&set, &info);
-    if (signal == SIGTERM || signal == SIGINT) {
+    if ((signal == SIGTERM || signal == SIGINT) && control.leaving.load() == 0) {
       control.stopping.store(1);  // also for the one after this worker, should it die before it hears of it
       kill(worker, SIGTERM);
     } else if (signal == kExecRequest && info.si_pid == worker &&

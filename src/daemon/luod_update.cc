@@ -80,6 +80,11 @@ Result<Next> Server::update_luod(Request& request, Reply& reply, Change& change)
   if (answer->layout == Engine::kVersion) {
     change.tx.abort();
   } else {
+    if (kernel_)
+      return refuse(
+          fail(ENOTSUP, "an older luod does not know the kernel's LUO, and would give up what is preserved there")
+              .error(),
+          "");
     // An older luod: it gets what it can read. If the trial fails, the next worker of ours takes it back.
     const Change::Mark before = change.mark();
     if (auto written = engine_->write_version_before(change); !written) {

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
       "  luod                                      as root: /run/luo/luod.sock; else in $XDG_RUNTIME_DIR/luo\n"
       "  luod --state-dir /tmp/d                   a private one: clients use LUO_SOCKET=/tmp/d/luod.sock\n"
       "  luod --handlers memfd                     only what the kernel's own LUO preserves\n"
+      "  luod --medium kernel                      what is preserved also crosses a kexec (luoctl update kernel)\n"
       "  luod --handlers /usr/lib/luo/mine.so,all  with handlers of one's own, see luo/plugin.h\n"
       "  luoctl status                             is it there?\n"
       "  luoctl update luod --image /usr/bin/luod  replace it, under load\n\n"
@@ -29,6 +30,13 @@ int main(int argc, char** argv) {
                  "where clients connect (default: $LUO_SOCKET, else luod.sock in the state directory)");
   app.add_option("--state-dir", options.state_dir, "lock and socket (default: /run/luo, or $XDG_RUNTIME_DIR/luo)");
   app.add_option("--handlers", options.handlers, "kinds of files to take, comma-separated, or \"all\"")
+      ->capture_default_str();
+  app.add_option(
+         "--medium", options.medium,
+         "exec: over updates of services and of luod; kernel: over a kexec, too, by the kernel's own LUO (Linux\n"
+         "6.19, kho=on liveupdate=on); auto: kernel if there is a /dev/liveupdate that luod may open")
+      ->check(CLI::IsMember({"auto", "exec", "kernel"}))
+      ->envname("LUO_MEDIUM")
       ->capture_default_str();
   bool probe = false;
   app.add_flag("--probe", probe, "print as JSON which state layouts this luod reads, and exit");
@@ -43,6 +51,8 @@ int main(int argc, char** argv) {
     std::printf("%s\n", luo::daemon::probe_text().c_str());
     return 0;
   }
+  // What a shutdown of systemd's spares at its end: luod holds what is preserved until the kexec itself.
+  if (luo::daemon::outlives_shutdown(options)) argv[0][0] = '@';
   const luo::Result<int> status = arena_fd >= 0 ? luo::daemon::resume(arena_fd) : luo::daemon::start_fresh(options);
   if (status) return *status;
   luo::log(luo::Level::Error, "{}", status.error());

@@ -120,7 +120,7 @@ Result<Next> Server::set_event(Request& request, Reply& reply, Change& change) {
   if (event != wire::OwnEvent::Finish) {
     bool updating = state_->running_update_of(handle.id) != nullptr;
     state_->for_each_update([&](const UpdateRec& update) {
-      updating = updating || (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Simulated));
+      updating = updating || (!update.over() && wire::takes_everything(update.kind));
     });
     if (updating) return fail(EBUSY, "change session '{}': an update is under way", handle.session.name);
   }

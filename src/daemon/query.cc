@@ -46,6 +46,7 @@ Result<Next> Server::query(Request& request, Reply& reply, Change&) {
   switch (static_cast<wire::QueryKind>(arg.kind)) {
     case wire::QueryKind::Status: LUO_TRY(attach_text(reply, status_json())); break;
     case wire::QueryKind::List: LUO_TRY(attach_text(reply, list_json())); break;
+    case wire::QueryKind::Preflight: LUO_TRY(attach_text(reply, preflight_json())); break;
     case wire::QueryKind::Files: LUO_TRY(attach_text(reply, files_json(wire::text_in(arg.name)))); break;
     case wire::QueryKind::Show: {
       const std::string text = LUO_TRY_DURING("show", show_json(wire::text_in(arg.name)));

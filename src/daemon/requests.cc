@@ -45,7 +45,8 @@ bool looks_around(std::uint32_t command) {
     case Command::Drop:
     case Command::RetrieveWait:
     case Command::UpdateService:
-    case Command::UpdateSimulated: return true;
+    case Command::UpdateSimulated:
+    case Command::UpdateKernel: return true;
     default: return false;
   }
 }
@@ -55,6 +56,10 @@ bool looks_around(std::uint32_t command) {
 void Server::serve(Peer& peer, PeerRec& record) {
   const std::uint64_t id = record.id;
   const UnderWork under_work{record};
+  struct Settle {
+    Server& server;
+    ~Settle() { server.settle_medium(); }
+  } const settle{*this};
   // What a refused message brought is closed now, not when the next message arrives.
   struct Clear {
     std::vector<Fd>& fds;
@@ -195,6 +200,7 @@ void Server::answer(Peer& peer, PeerRec& record, const Request& request, Change&
   slot.length = header.length;
   change.tx.set(record.active, 1 - record.active);
   change.commit();
+  settle_medium();  // before the answer: what was given up is free when its owner hears so
   no_longer_under_work();
   record.tries = 0;
   peer.parked = false;
@@ -283,9 +289,10 @@ void Server::no_longer_pending(std::uint64_t peer, std::uint64_t nonce) {
 bool Server::has_begun(const PeerRec& peer, const wire::Header& header) const {
   bool begun = false;
   state_->for_each_update([&](const UpdateRec& update) {
-    if (header.command == static_cast<std::uint32_t>(Command::UpdateSimulated))
-      begun = begun || (update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Simulated) &&
-                        update.requester == peer.id && update.ticket == header.nonce);
+    if (header.command == static_cast<std::uint32_t>(Command::UpdateSimulated) ||
+        header.command == static_cast<std::uint32_t>(Command::UpdateKernel))
+      begun = begun ||
+              (wire::takes_everything(update.kind) && update.requester == peer.id && update.ticket == header.nonce);
     if (header.command == static_cast<std::uint32_t>(Command::TakeOver))
       begun = begun || (update.id == peer.update && update.prepare_ns != 0);
   });
@@ -360,7 +367,7 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
     case Command::Stop: return stop(request, reply, change);
     case Command::Inspect: return inspect(request, reply, change);
     case Command::SetOption: return set_option(request, reply, change);
-    case Command::UpdateKernel: break;  // not yet known to this luod
+    case Command::UpdateKernel: return update_kernel(request, reply, change);
   }
   // Linux answers EINVAL for a number it does not know (7.3, before it looks at the argument).
   return fail(EINVAL, "command {:#x} is not known", request.header.command);

@@ -64,6 +64,7 @@ struct Callbacks {
     return 0;
   }
   static int stop(sd_event_source* source, const signalfd_siginfo*, void* context) {
+    if (server(context).control_.leaving.load() != 0) return 0;
     server(context).control_.stopping.store(1);
     return sd_event_exit(sd_event_source_get_event(source), 0);
   }
@@ -102,12 +103,19 @@ Result<> Server::restore(WorkerKind kind) {
   LUO_TRY(registry_.add(*own_objects_));
   wake_fd_ = Fd::adopt(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd_.valid()) return sys_fail("eventfd");
-  for (Handler* handler : handler_set_->registry().all()) {
+  if (control_.medium == static_cast<std::uint32_t>(MediumKind::Kernel)) LUO_TRY(open_medium());
+  for (Handler* chosen_handler : handler_set_->registry().all()) {
+    Handler* handler = chosen_handler;
+    if (kernel_) {
+      const auto carry_of = [this](SessionId id) { return engine_ ? engine_->carry_of(id) : 0; };
+      carried_.push_back(std::make_unique<handlers::CarriedHandler>(*chosen_handler, *kernel_, carry_of));
+      handler = carried_.back().get();
+    }
     LUO_TRY(registry_.add(*handler));
     handler->set_waker([fd = wake_fd_.raw()] { eventfd_write(fd, 1); });
     const HandlerRegistry& chosen = handler_set_->registry();
     for (std::size_t i = 0; i < chosen.flbs().size(); ++i)
-      if ((chosen.flbs_of(*handler) >> i & 1) != 0) LUO_TRY(registry_.add_flb(*handler, *chosen.flbs()[i]));
+      if ((chosen.flbs_of(*chosen_handler) >> i & 1) != 0) LUO_TRY(registry_.add_flb(*handler, *chosen.flbs()[i]));
   }
 
   const auto is_closed = [this](int write_fd) {
@@ -122,10 +130,13 @@ Result<> Server::restore(WorkerKind kind) {
                    kind == WorkerKind::OfNewImage ? Engine::Trust::Predecessor : Engine::Trust::Nobody)));
   state_.emplace(LUO_TRY_DURING("read the arena", State::open(arena_)));
 
+  if (control_.arrival.load() != static_cast<std::uint32_t>(Arrival::Over)) LUO_TRY(arrive());
   const std::uint64_t preserved = expect_holders();
   // An exec closes what was half-way somewhere, unless it was opened to go over one.
   const std::int64_t over = kind == WorkerKind::OfNewImage ? strays(preserved) : INT64_MAX;
-  if (over < 0) return fail(EBADF, "{} descriptors of sessions and files did not come over the exec", -over);
+  // Files that were lost on their way from the kernel before have none.
+  if (over < 0 && !kernel_)
+    return fail(EBADF, "{} descriptors of sessions and files did not come over the exec", -over);
   if (kind == WorkerKind::OfNewImage) {
     // The commit point of an update of luod: from here on the old worker only exits.
     auto expected = static_cast<std::uint32_t>(Trial::Trying);
@@ -149,6 +160,11 @@ Result<> Server::restore(WorkerKind kind) {
   LUO_TRY_DURING("take the arena over", engine_->take_over());
   engine_->settle_flbs();
   if (over != 0) LUO_TRY(close_unnamed());
+  if (kernel_) {
+    end_arrival();
+    kernel_->recover();
+    LUO_TRY(kernel_->reserve());
+  }
   LUO_TRY(build_loop());
   if (kind == WorkerKind::OfNewImage) watch_soon();
   else watch_some_holders(SIZE_MAX);
@@ -156,6 +172,7 @@ Result<> Server::restore(WorkerKind kind) {
   settle_answers();
   drop_stale_grants();
   unfreeze_leftovers();
+  displace_late_files();
   control_.early_deaths.store(0);
   served_since_ns_ = monotonic_ns();
   notify_ready();
@@ -188,6 +205,7 @@ Result<> Server::close_unnamed() {
   append_control_fds(control_, named);
   engine_->append_fds(named);
   state_->append_fds(named);
+  if (kernel_) kernel_->append_fds(named);
   named.push_back(arena_.fd().raw);
 
   int table_size = 0;
@@ -227,6 +245,7 @@ std::int64_t Server::strays(std::uint64_t preserved) const {
   std::vector<int> named{0, 1, 2, holders_->fd().raw, wake_fd_.raw(), arena_.fd().raw};
   append_control_fds(control_, named);
   state_->append_fds(named);
+  if (kernel_) kernel_->append_fds(named);
   std::ranges::sort(named);
   const auto same = std::ranges::unique(named);
   named.erase(same.begin(), same.end());

@@ -25,8 +25,10 @@
 #include "daemon/own_objects.h"
 #include "daemon/probe.h"
 #include "daemon/state.h"
+#include "handlers/carried.h"
 #include "handlers/handlers.h"
 #include "luo/engine.h"
+#include "medium/kernel.h"
 #include "sys/packet_socket.h"
 #include "sys/pipe.h"
 #include "wire/message.h"
@@ -200,6 +202,7 @@ class Server {
   void add_deadline_source(std::uint64_t at_us);
   void on_deadline();
   static std::string update_report(const UpdateRec& update);
+  static std::string kernel_update_report(const UpdateRec& update);
 
   // service_update.cc, simulated_update.cc, luod_update.cc
   Result<Next> update_service(Request& request, Reply& reply, Change& change);
@@ -208,6 +211,25 @@ class Server {
   void complete_handover(Change& change, UpdateRec& update, const SessionView& before);
   Result<Next> update_simulated(Request& request, Reply& reply, Change& change);
   void cross_everything(UpdateRec& update);
+  // kernel_update.cc, kernel_arrival.cc, preflight.cc
+  Result<> open_medium();
+  Result<> arrive();
+  void end_arrival();
+  handlers::CarriedHandler* carried(std::string_view handler) const;
+  bool crosses_kernels(const SessionView& session) const;
+  void settle_medium();
+  Result<Next> update_kernel(Request& request, Reply& reply, Change& change);
+  void cross_kernel(UpdateRec& update);
+  Result<> leave_kernel(UpdateRec& update);
+  Result<> place_late_files(UpdateRec& update);
+  void displace_late_files();
+  Result<> write_state(FdRef image) const;
+  Result<> ask_systemd(UpdateRec& update);
+  struct Check {
+    std::string name, level, text, fix;
+  };
+  std::vector<Check> preflight_checks(std::uint32_t flags) const;
+  std::string preflight_json() const;
   Result<Next> update_luod(Request& request, Reply& reply, Change& change);
   struct TrialParts {
     Fd image, words;
@@ -238,6 +260,9 @@ class Server {
   std::unique_ptr<HandlerSet> handler_set_;
   std::unique_ptr<OwnObjects> own_objects_;
   HandlerRegistry registry_;
+  std::optional<medium::LuoDevice> device_;  ///< with kernel_ and carried_: the kernel medium, else none
+  std::optional<medium::Kernel> kernel_;
+  std::vector<std::unique_ptr<handlers::CarriedHandler>> carried_;
   std::optional<Engine> engine_;
   std::optional<State> state_;
   std::optional<HolderWatch> holders_;

@@ -34,9 +34,8 @@ Result<Next> Server::update_service(Request& request, Reply& reply, Change& chan
     return fail(EBUSY, "update service '{}': update {} of it is {}", name, other->id,
                 to_string(static_cast<Phase>(other->phase)));
   bool crossing = false;
-  state_->for_each_update([&](const UpdateRec& other) {
-    crossing = crossing || (other.kind == static_cast<std::uint32_t>(wire::UpdateKind::Simulated) && !other.over());
-  });
+  state_->for_each_update(
+      [&](const UpdateRec& other) { crossing = crossing || (wire::takes_everything(other.kind) && !other.over()); });
   if (crossing) return fail(EBUSY, "update service '{}': everything is about to cross in a simulated update", name);
   UpdateRec& update = *LUO_TRY(state_->add_update(change));
   update.kind = static_cast<std::uint32_t>(wire::UpdateKind::Service);

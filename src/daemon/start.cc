@@ -15,9 +15,13 @@
 #include <filesystem>
 
 #include "base/log.h"
+#include "daemon/fetch_state.h"
 #include "daemon/out_of_memory.h"
 #include "daemon/server.h"
 #include "handlers/handlers.h"
+#include "luo/uapi.h"
+#include "medium/device.h"
+#include "sys/cycles.h"
 #include "sys/memfd.h"
 #include "wire/paths.h"
 
@@ -84,6 +88,20 @@ void leave_some_descriptors() noexcept {
     log(Level::Warning, "set RLIMIT_NOFILE to {}: {}", limit.rlim_cur, errno_text(errno));
 }
 
+/// /dev/liveupdate, if it is asked for; auto: if it is there and ours to open.
+Result<Fd> open_medium(const std::string& medium) {
+  if (medium == "exec") return Fd{};
+  auto device = medium::open_device();
+  if (device || medium == "kernel") return device;
+  const int code = device.error().code;
+  if (code == ENOENT || code == ENXIO || code == ENODEV) return Fd{};
+  if (code == EACCES || code == EPERM) {
+    log(Level::Notice, "{}; going on without it, as with --medium exec", device.error());
+    return Fd{};
+  }
+  return device;
+}
+
 /// Gives back a mapping of the arena that was inherited from the process that cloned this one.
 void drop_mapping(Control& control) noexcept {
   struct stat st {};
@@ -100,6 +118,14 @@ void drop_mapping(Control& control) noexcept {
   signal(SIGPIPE, SIG_IGN);  // a guard that was killed reads no report
   inherited.worker_starts.fetch_add(1);
   const auto serve = [&]() -> Result<int> {
+    if (inherited.arrival.load() != static_cast<std::uint32_t>(Arrival::Over)) {
+      if (auto fetched = fetch_state(inherited); !fetched) {
+        // Held as it is, and not tried again and again: the keeper says so.
+        const int code = fetched.error().code;
+        inherited.damaged.store(code == EBADMSG || code == EPROTO ? 1 : 0);
+        return std::unexpected(std::move(fetched).error());
+      }
+    }
     // The number stays the keeper's, whatever happens here: the table is shared.
     Fd own = Fd::adopt(fcntl(inherited.arena_fd, F_DUPFD_CLOEXEC, 3));
     if (!own.valid()) return sys_fail("dup of the arena's descriptor");
@@ -127,6 +153,10 @@ void drop_mapping(Control& control) noexcept {
 
 }  // namespace
 
+bool outlives_shutdown(const Options& options) noexcept {
+  return options.medium != "exec" && sd_booted() > 0 && access(LUO_UAPI_DEVICE, F_OK) == 0;
+}
+
 Result<int> start_fresh(const Options& options) {
   use_all_descriptors();
   signal(SIGXFSZ, SIG_IGN);  // RLIMIT_FSIZE is to be an error with a name, also for those that inherit this
@@ -146,6 +176,7 @@ Result<int> start_fresh(const Options& options) {
 
   LUO_TRY(make_state_dir(dir));
   Fd lock = LUO_TRY(lock_state_dir(dir));
+  Fd device = LUO_TRY(open_medium(options.medium));
   Listener listener = LUO_TRY(make_listener(socket));
   kho::Arena arena =
       LUO_TRY(kho::Arena::create({.name = "luod-arena", .layout = Engine::kLayout, .max_size = kArenaSize}));
@@ -164,7 +195,15 @@ Result<int> start_fresh(const Options& options) {
   wire::put_text(control.state_dir, dir);
   wire::put_text(control.socket_path, socket);
   wire::put_text(control.handlers, options.handlers);
-  log(Level::Notice, "serving on {} (state in {})", socket, dir);
+  control.own_fd = -1;
+  control.start_cycles = cycles();
+  control.start_raw_ns = raw_clock_ns();
+  if (device.valid()) {
+    control.medium = static_cast<std::uint32_t>(MediumKind::Kernel);
+    control.arrival.store(static_cast<std::uint32_t>(Arrival::ToLook));
+  }
+  control.device_fd = device.release();
+  log(Level::Notice, "serving on {} (state in {}, medium {})", socket, dir, control.medium != 0 ? "kernel" : "exec");
 
   log_as("luod keeper");
   prctl(PR_SET_NAME, "luod-keeper");

@@ -260,6 +260,23 @@ void State::for_each_update(const std::function<void(UpdateRec&)>& visit) const 
   walk(*arena_, root_->updates, visit);
 }
 
+void State::arrive() {
+  while (root_->grants.first) {
+    Change change{*arena_};
+    for (std::size_t n = 0; root_->grants.first && n < kGrantsPerStep; ++n)
+      drop_grant(change, *arena_->get(root_->grants.first));
+    change.commit();
+  }
+  while (root_->peers.first) {
+    Change change{*arena_};
+    PeerRec& peer = *arena_->get(root_->peers.first);
+    for (const auto& slot : peer.answer) change.tx.release(slot);
+    unlink(*arena_, change, root_->peers, peer);
+    change.commit();
+  }
+  peers_.clear();
+}
+
 void State::append_fds(std::vector<int>& out) const {
   for_each_peer([&](PeerRec& peer) {
     out.push_back(peer.fd);

@@ -90,6 +90,13 @@ struct UpdateRec {
   std::uint64_t sessions, files;  ///< how much crossed
   char name[wire::kNameBytes];
   char text[192];
+  // Of UpdateKind::Kernel, in what used to be the block's slack. The times are CLOCK_MONOTONIC of the kernel before,
+  // and go on beyond its end.
+  std::uint32_t flags;  ///< wire::UpdateKernelFlag
+  std::uint32_t clock;  ///< how well the clocks of both kernels could be joined: daemon/crossing_clock.h
+  std::uint64_t preserved_ns, image_ns, frozen_ns;  ///< with quiesced_ns before and end_ns after
+  std::uint64_t booted_ns;                          ///< the next kernel began
+  std::uint64_t image_bytes;
   bool over() const noexcept { return phase >= static_cast<std::uint32_t>(Phase::Done); }
 };
 
@@ -138,6 +145,8 @@ class State {
   void for_each_update(const std::function<void(UpdateRec&)>& visit) const;
 
   void append_fds(std::vector<int>& out) const;
+  /// The records come from another system: no connection in them is one here.
+  void arrive();
 
  private:
   State(kho::Arena& arena, Root& root) : arena_{&arena}, root_{&root} {}

@@ -39,7 +39,7 @@ Result<Next> Server::subscribe(Request& request, Reply& reply, Change& change) {
 
 bool Server::concerns(const UpdateRec& update, const PeerRec& peer) const {
   if (peer.subscribed == 0) return false;
-  if (update.kind == is(wire::UpdateKind::Simulated)) return true;
+  if (wire::takes_everything(update.kind)) return true;
   const GrantRec* grant = state_->find_grant(peer.id, update.session);
   return grant != nullptr && grant->role == static_cast<std::uint32_t>(Role::Owner);
 }
@@ -95,7 +95,8 @@ void Server::fail_update(Change& change, UpdateRec& update, const Error& error) 
   update.end_ns = monotonic_ns();
   wire::put_text(update.text, error.what);
   outcomes_due_ = true;
-  log(Level::Warning, "update {} of {} is off: {}", update.id, update.name, error);
+  if (error.code != 0) log(Level::Warning, "update {} of {} is off: {}", update.id, update.name, error);
+  else log(Level::Notice, "update {} of {}: {}", update.id, update.name, error.what);
 }
 
 void Server::tell_prepare(const UpdateRec& update, std::uint64_t only_peer) {
@@ -175,7 +176,7 @@ void Server::recheck_preparing() {
     if (update == nullptr || update->phase != is(Phase::Preparing)) continue;
     if (!all_ready(*update)) {
       tell_prepare(*update);  // who was told already knows it by its id
-    } else if (update->kind == is(wire::UpdateKind::Simulated)) {
+    } else if (wire::takes_everything(update->kind)) {
       cross_due_ = id;
     } else {
       Change change{arena_};
@@ -226,9 +227,13 @@ bool Server::send_event(std::uint64_t id, wire::Event event, std::span<const std
 
 void Server::after_commit() {
   settle_closed();
+  settle_medium();
   engine_->settle_flbs();
   while (outcomes_due_ || recheck_due_ || unfreeze_due_ || cross_due_ != 0) {
-    if (std::exchange(unfreeze_due_, false)) unfreeze_leftovers();
+    if (std::exchange(unfreeze_due_, false)) {
+      unfreeze_leftovers();
+      displace_late_files();
+    }
     if (std::exchange(recheck_due_, false)) recheck_preparing();
     if (std::exchange(outcomes_due_, false)) {
       tell_outcomes();
@@ -236,7 +241,10 @@ void Server::after_commit() {
       arm_deadlines();
     }
     if (const std::uint64_t id = std::exchange(cross_due_, 0); id != 0)
-      if (UpdateRec* update = state_->find_update(id); update != nullptr && !update->over()) cross_everything(*update);
+      if (UpdateRec* update = state_->find_update(id); update != nullptr && !update->over()) {
+        if (update->kind == is(wire::UpdateKind::Kernel)) cross_kernel(*update);
+        else cross_everything(*update);
+      }
   }
 }
 
@@ -281,7 +289,7 @@ void Server::update_lost_peer(std::uint64_t peer) {
   for (const std::uint64_t id : running) {
     UpdateRec* update = state_->find_update(id);
     if (update == nullptr || update->over()) continue;
-    if (update->kind == is(wire::UpdateKind::Simulated)) {
+    if (wire::takes_everything(update->kind)) {
       if (update->phase == is(Phase::Preparing) && all_ready(*update)) cross_due_ = id;
       continue;
     }
@@ -390,6 +398,7 @@ void Server::on_deadline() {
 
 std::string Server::update_report(const UpdateRec& update) {
   const bool ok = update.phase == is(Phase::Done);
+  if (update.kind == is(wire::UpdateKind::Kernel)) return kernel_update_report(update);
   const std::string_view kind = update.kind == is(wire::UpdateKind::Service) ? "service" : "simulated";
   nlohmann::json json = {{"ok", ok},
                          {"id", update.id},

@@ -42,6 +42,10 @@ Result<HandlerData> MemfdHandler::preserve(const FileInfo& file, SessionId, Toke
   return HandlerData{file.st.st_ino, file.st.st_dev, 0, 0};
 }
 
+HandlerData MemfdHandler::arrive(const FileInfo& file, const HandlerData& before) noexcept {
+  return {file.st.st_ino, file.st.st_dev, before[2], before[3]};
+}
+
 Result<> MemfdHandler::retrieve(const KeptFile& file) {
   // A number that this process has taken in itself is still what it was then; one that came from the process
   // before is looked at.

@@ -15,6 +15,7 @@ class MemfdHandler final : public Handler {
   /// Errors: EFBIG above 2^32-1 pages. The file itself is carried, and its seals with it, known or not.
   Result<HandlerData> preserve(const FileInfo& file, SessionId session, Token token) override;
   void unpreserve(const KeptFile&) noexcept override {}
+  HandlerData arrive(const FileInfo& file, const HandlerData& before) noexcept override;
   /// Errors: ESTALE another file.
   Result<> retrieve(const KeptFile& file) override;
   void finish(const KeptFile&, bool) noexcept override {}

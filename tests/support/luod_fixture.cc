@@ -137,6 +137,8 @@ Luod::Luod(LuodOptions options) {
   socket_ = dir_ / "luod.sock";
   log_path_ = dir_ / "log";
   std::vector<std::string> argv{options.program.empty() ? program("luod") : options.program};
+  // A machine has one device, and tests run many a luod at once: LUO_MEDIUM=kernel for those of a virtual machine.
+  if (std::getenv("LUO_MEDIUM") == nullptr) argv.insert(argv.end(), {"--medium", "exec"});
   if (options.own_directory) argv.insert(argv.end(), {"--state-dir", dir_.path(), "--socket", socket_});
   argv.insert(argv.end(), options.arguments.begin(), options.arguments.end());
   for (const auto& [name, value] : options.environment)

@@ -78,7 +78,7 @@ def under_run(stage):
 
 def start_luod(stage):
     """With the kernel's handlers, as `luoctl --private` starts it."""
-    stage.start("luod", ["luod", "--socket", stage.luo_socket, "--state-dir", stage.directory / "luod-state", "--handlers", "memfd"])
+    stage.start("luod", ["luod", "--socket", stage.luo_socket, "--state-dir", stage.directory / "luod-state", "--handlers", "memfd", "--medium", "exec"])
     stage.wait_until("luod to serve", stage.status)
 
 

@@ -28,7 +28,7 @@ import plot  # noqa: E402
 # Two luods, as run.py starts them; the first line of what is printed tells where, the second is luo-scale's report.
 SCRIPT = r"""#!/bin/sh
 for side in small large; do
-  luod --socket /run/$side.sock --state-dir /run/$side 2>/run/$side.log &
+  luod --medium exec --socket /run/$side.sock --state-dir /run/$side 2>/run/$side.log &
 done
 for side in small large; do
   tries=0

@@ -1,0 +1,139 @@
+#include "daemon/fetch_state.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "base/log.h"
+#include "kho/image.h"
+#include "luo/engine.h"
+#include "medium/kernel.h"
+#include "sys/memfd.h"
+
+namespace luo::daemon {
+namespace {
+
+constexpr std::size_t kPiece = 1 << 20;
+constexpr off_t kControlEnd = kho::Arena::kControlOffset + kho::Arena::kControlBytes;
+
+/// Of this boot: what is saved names kernel sessions, which the next kernel has not got.
+Result<std::string> saved_path(const Control& control) {
+  const Fd file = Fd::adopt(open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return sys_fail("open('/proc/sys/kernel/random/boot_id')");
+  std::string id = LUO_TRY(read_all(file, 4_KiB));
+  while (!id.empty() && id.back() == '\n') id.pop_back();
+  return fmt::format("{}/arrived-{}.image", control.state_dir, id);
+}
+
+Result<> copy(FdRef from, FdRef to, off_t begin, off_t end) {
+  std::vector<std::byte> piece(kPiece);
+  while (begin < end) {
+    const auto wanted = std::min<std::size_t>(piece.size(), static_cast<std::size_t>(end - begin));
+    const ssize_t n = pread(from.raw, piece.data(), wanted, begin);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return sys_fail("pread({} at {})", wanted, begin);
+    if (n == 0) return fail(EIO, "it ends at {} of {}", begin, end);
+    for (ssize_t done = 0; done < n;) {
+      const ssize_t written = pwrite(to.raw, piece.data() + done, static_cast<std::size_t>(n - done), begin + done);
+      if (written < 0 && errno != EINTR) return sys_fail("pwrite(at {})", begin + done);
+      done += std::max<ssize_t>(written, 0);
+    }
+    begin += n;
+  }
+  return {};
+}
+
+/// The whole arena but the control page, which this luod's processes share already.
+Result<> replace_arena(FdRef with, FdRef arena) {
+  struct stat st {};
+  if (fstat(with.raw, &st) != 0) return sys_fail("fstat");
+  const off_t size = st.st_size;
+  if (ftruncate(arena.raw, size) != 0) return sys_fail("ftruncate({})", size);
+  constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  if (fallocate(arena.raw, kPunch, 0, kho::Arena::kControlOffset) != 0 ||
+      fallocate(arena.raw, kPunch, kControlEnd, size - kControlEnd) != 0)
+    return sys_fail("fallocate(PUNCH_HOLE)");
+  for (off_t at = 0;;) {
+    const off_t data = lseek(with.raw, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return {};
+    const off_t end = data < 0 ? -1 : lseek(with.raw, data, SEEK_HOLE);
+    if (end < 0) return sys_fail("lseek");
+    if (data < static_cast<off_t>(kho::Arena::kControlOffset))
+      LUO_TRY(copy(with, arena, data, std::min<off_t>(end, kho::Arena::kControlOffset)));
+    if (end > kControlEnd) LUO_TRY(copy(with, arena, std::max(data, kControlEnd), end));
+    at = end;
+  }
+}
+
+/// For a luod that can read it. Renamed into place, so that it is whole or not there.
+Result<> save(const std::string& path, FdRef image) {
+  struct stat st {};
+  if (fstat(image.raw, &st) != 0) return sys_fail("fstat of the image");
+  const std::string part = path + ".part";
+  const Fd file = Fd::adopt(open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file.valid()) return sys_fail("open('{}')", part);
+  LUO_TRY(copy(image, file, 0, st.st_size));
+  if (fsync(file.raw()) != 0) return sys_fail("fsync('{}')", part);
+  if (rename(part.c_str(), path.c_str()) != 0) return sys_fail("rename('{}')", path);
+  return {};
+}
+
+/// Its room was larger than it is: its length stands at the end of it.
+Result<> cut_to_length(FdRef image) {
+  if (kho::inspect_image(image)) return {};  // by a worker before us
+  struct stat st {};
+  if (fstat(image.raw, &st) != 0) return sys_fail("fstat of the image");
+  std::uint64_t bytes = 0;
+  const off_t at = st.st_size - static_cast<off_t>(sizeof bytes);
+  if (at < 0 || pread(image.raw, &bytes, sizeof bytes, at) != sizeof bytes || bytes > static_cast<std::uint64_t>(at))
+    return fail(EBADMSG, "an image of {} bytes has no length at its end", st.st_size);
+  if (ftruncate(image.raw, static_cast<off_t>(bytes)) != 0) return sys_fail("ftruncate of the image to {}", bytes);
+  return {};
+}
+
+Result<> populate(Control& control, FdRef image) {
+  kho::Arena arrived = LUO_TRY(kho::populate(image, Engine::kLayout, "luod-arrived"));
+  const Fd file = arrived.release();
+  LUO_TRY_DURING("put luod's state in its place", replace_arena(file, FdRef::borrow(control.arena_fd)));
+  control.arrival.store(static_cast<std::uint32_t>(Arrival::Populated));
+  return {};
+}
+
+}  // namespace
+
+Result<> fetch_state(Control& control) {
+  const std::string path = LUO_TRY_DURING("look for saved state", saved_path(control));
+  if (const Fd saved = Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)); saved.valid()) {
+    log(Level::Notice, "taking the state that an earlier luod saved in {}", path);
+    auto used = populate(control, saved);
+    if (!used) return std::unexpected(std::move(used).error().during(fmt::format("use {}", path)));
+    return used;
+  }
+  medium::LuoDevice device{FdRef::borrow(control.device_fd)};
+  medium::Kernel::Left left =
+      LUO_TRY_DURING("look for what the kernel before left", medium::Kernel::find_image(device));
+  if (!left.session.valid()) {
+    control.arrival.store(static_cast<std::uint32_t>(Arrival::Over));
+    return {};
+  }
+  control.own_fd = left.session.release();
+  if (auto cut = cut_to_length(left.image); !cut)
+    return std::unexpected(std::move(cut).error().during("look for what the kernel before left"));
+  auto populated = populate(control, left.image);
+  if (populated || (populated.error().code != EBADMSG && populated.error().code != EPROTO)) return populated;
+  auto saved = save(path, left.image);
+  return std::unexpected(std::move(populated).error().during(
+      saved ? fmt::format(
+                  "the state from the kernel before was saved in {}, and what it keeps is still in the kernel: stop "
+                  "this luod and start one that can read it with the same --state-dir",
+                  path)
+            : fmt::format("the state from the kernel before could not be saved either ({})", saved.error())));
+}
+
+void forget_saved_state(const Control& control) noexcept {
+  if (const auto path = saved_path(control)) unlink(path->c_str());
+}
+
+}  // namespace luo::daemon

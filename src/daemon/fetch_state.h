@@ -1,0 +1,16 @@
+// What the kernel before has left for luod: its own session, in it the image of the arena.
+#pragma once
+#include "daemon/control.h"
+
+namespace luo::daemon {
+
+/// With Arrival::ToLook or Populated: makes the arena's file what the image says (all but the control page), or says
+/// that nothing came (Arrival::Over). May be killed at any instruction, and called again. The arena must not be mapped
+/// by this process. Errors: EBADMSG, EPROTO: the image cannot be used; it is saved in the state directory then, where a
+/// luod that can finds it, and its files stay in the kernel until the next boot; ENOMEM, ENOSPC.
+Result<> fetch_state(Control& control);
+
+/// It has arrived: what was saved is not needed any more.
+void forget_saved_state(const Control& control) noexcept;
+
+}  // namespace luo::daemon

@@ -1,0 +1,92 @@
+// The kernel medium in a worker: what it is made of, and what came over a kexec.
+#include "base/log.h"
+#include "daemon/crossing_clock.h"
+#include "daemon/fetch_state.h"
+#include "daemon/server.h"
+#include "sys/cycles.h"
+
+namespace luo::daemon {
+
+Result<> Server::open_medium() {
+  device_.emplace(FdRef::borrow(control_.device_fd));
+  const auto files = [this](std::uint64_t group, const medium::Visit& visit) {
+    const auto of = [&](SessionId id) {
+      engine_->for_each_file(id, [&](const FileView& file) {
+        const medium::Place place = handlers::CarriedHandler::place_of(file.data);
+        if (place.part != 0 && file.fd >= 0) visit(place, file.fd);
+      });
+    };
+    if (group != medium::kShared) return of(SessionId{group});
+    engine_->for_each_session([&](const SessionView& session) { of(session.id); });
+  };
+  kernel_.emplace(LUO_TRY_DURING("read the arena", medium::Kernel::open(arena_, *device_, files)));
+  return {};
+}
+
+handlers::CarriedHandler* Server::carried(std::string_view handler) const {
+  for (const auto& one : carried_)
+    if (one->name() == handler) return one.get();
+  return nullptr;
+}
+
+/// What the last step has done in the kernel, and what it has not done after all.
+void Server::settle_medium() {
+  if (!kernel_ || !engine_) return;
+  kernel_->settle();
+  if (auto reserved = kernel_->reserve(); !reserved) log(Level::Warning, "{}", reserved.error());
+}
+
+Result<> Server::arrive() {
+  const std::uint64_t began = monotonic_ns();
+  kernel_->arrive();
+  for (Handler* handler : registry_.all()) handler->set_flbs(*engine_);
+  std::uint64_t files = 0, lost = 0, left = 0;
+  const auto bring = [&](const SessionView& session, const FileView& file) {
+    handlers::CarriedHandler* handler = carried(file.handler);
+    const Engine::Arrival arrival = handler != nullptr ? handler->bring(session, file) : Engine::Arrival{.gone = true};
+    ++(arrival.fd >= 0 ? files : arrival.gone ? left : lost);
+    return arrival;
+  };
+  LUO_TRY_DURING("take in what the kernel before left", engine_->arrive(bring));
+  state_->arrive();
+
+  const auto clock = kernel_->clock();
+  const Since since = time_since({clock[0], clock[1], clock[2], clock[3]});
+  state_->for_each_update([&](UpdateRec& update) {
+    if (update.over()) return;
+    Change change{arena_};
+    change.tx.save(&update, sizeof update);
+    if (update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel)) {
+      update.phase = static_cast<std::uint32_t>(Phase::Done);
+      update.clock = static_cast<std::uint32_t>(since.join);
+      update.end_ns = clock[0] + since.ns;  // on the clock of the kernel before
+      const std::uint64_t up = boot_clock_ns();
+      update.booted_ns = since.ns > up ? update.end_ns - up : clock[0];
+    } else {
+      update.phase = static_cast<std::uint32_t>(Phase::Failed);
+      update.error = ECANCELED;
+      update.end_ns = clock[0];
+      wire::put_text(update.text, "the kernel was replaced meanwhile");
+    }
+    update.notified = 1;  // nobody of that side is here
+    change.commit();
+  });
+  control_.arrival.store(static_cast<std::uint32_t>(Arrival::Over));
+  log(lost != 0 ? Level::Error : Level::Notice,
+      "arrived: {} sessions, {} files from the kernel before, {} left behind as their sessions allow, {} lost; "
+      "restored in "
+      "{:.3f} ms, {:.3f} ms after the kernel before was left",
+      engine_->incoming_count(), files, left, lost, static_cast<double>(monotonic_ns() - began) / 1e6,
+      static_cast<double>(since.ns) / 1e6);
+  return {};
+}
+
+/// What arrived is committed: the kernel gets its sessions back. After a kill in between, the next worker goes on.
+void Server::end_arrival() {
+  if (kernel_->arriving()) kernel_->end_arrival();
+  if (control_.own_fd < 0) return;
+  close_number(std::exchange(control_.own_fd, -1));
+  forget_saved_state(control_);
+}
+
+}  // namespace luo::daemon

@@ -1,0 +1,67 @@
+#include "handlers/mend.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <unistd.h>
+
+#ifndef F_SEAL_EXEC
+#define F_SEAL_EXEC 0x0020
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+namespace luo::handlers {
+namespace {
+
+constexpr unsigned kMode = 07777;
+
+/// The same content, position and nothing else.
+Result<Fd> copy_of(const Fd& file, off_t size, unsigned flags) {
+  Fd copy = Fd::adopt(memfd_create("luo", flags | MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!copy.valid()) return sys_fail("memfd_create");
+  if (ftruncate(copy.raw(), size) != 0) return sys_fail("ftruncate({})", size);
+  off_t from = 0;
+  while (from < size) {
+    const ssize_t n = sendfile(copy.raw(), file.raw(), &from, static_cast<std::size_t>(size - from));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return sys_fail("sendfile({} of {} bytes)", size - from, size);
+    if (n == 0) return fail(EIO, "sendfile({} of {} bytes) copied nothing", size - from, size);
+  }
+  const off_t position = lseek(file.raw(), 0, SEEK_CUR);
+  if (position < 0 || lseek(copy.raw(), position, SEEK_SET) != position) return sys_fail("lseek({})", position);
+  return copy;
+}
+
+}  // namespace
+
+Properties properties_of(int fd, mode_t mode) noexcept {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  return {seals < 0 ? 0U : static_cast<unsigned>(seals), static_cast<unsigned>(mode) & kMode};
+}
+
+Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
+  if (!S_ISREG(now.st_mode)) return file;
+  const int sealed = fcntl(file.raw(), F_GET_SEALS);
+  if (sealed < 0) return file;
+  auto seals = static_cast<unsigned>(sealed);
+  unsigned mode = now.st_mode & kMode;
+  if ((seals & ~before.seals) != 0) {
+    const unsigned flags = (before.seals & F_SEAL_EXEC) != 0 ? MFD_NOEXEC_SEAL : 0U;
+    file = LUO_TRY_DURING("copy a memfd that came back with seals that it did not have",
+                          copy_of(file, now.st_size, flags));
+    struct stat copy {};
+    if (fstat(file.raw(), &copy) != 0) return sys_fail("fstat of a copy");
+    mode = copy.st_mode & kMode;
+    seals = flags != 0 ? F_SEAL_EXEC : 0;
+  }
+  if (mode != before.mode && fchmod(file.raw(), before.mode) != 0)
+    return sys_fail("give a memfd its mode {:o} back", before.mode);
+  const unsigned missing = before.seals & ~seals;
+  if (missing != 0 && fcntl(file.raw(), F_ADD_SEALS, missing) != 0)
+    return sys_fail("give a memfd its seals {:#x} back", missing);
+  return file;
+}
+
+}  // namespace luo::handlers

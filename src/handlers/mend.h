@@ -1,0 +1,21 @@
+// What Linux 7.3 does not bring back of a memfd over a kexec, or brings back wrong: mode, late seals, and every
+// MFD_NOEXEC_SEAL memfd, which returns sealed against writing (docs/differences.md, D2 and D5).
+#pragma once
+#include <sys/stat.h>
+
+#include "base/error.h"
+#include "base/fd.h"
+
+namespace luo::handlers {
+
+struct Properties {
+  unsigned seals;  ///< F_SEAL_*; 0 also for files that cannot have any
+  unsigned mode;   ///< permission bits
+};
+Properties properties_of(int fd, mode_t mode) noexcept;
+
+/// `file`, with these properties. One that came back with seals that it did not have is copied into a new memfd, as
+/// nobody can take them off: O(size), and for that moment the memory twice. Errors: ENOMEM, ENOSPC, EMFILE.
+Result<Fd> mend(Fd file, const struct stat& now, Properties before);
+
+}  // namespace luo::handlers

@@ -1,0 +1,79 @@
+#include "handlers/mend.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace luo::handlers {
+namespace {
+
+constexpr unsigned kSealExec = 0x20;
+
+Fd memfd(unsigned flags, std::string_view text) {
+  Fd fd = Fd::adopt(memfd_create("mend", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags));
+  EXPECT_EQ(write(fd.raw(), text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  return fd;
+}
+struct stat stat_of(const Fd& fd) {
+  struct stat st {};
+  EXPECT_EQ(fstat(fd.raw(), &st), 0);
+  return st;
+}
+std::string content(const Fd& fd) {
+  std::string text(64, '\0');
+  text.resize(static_cast<std::size_t>(pread(fd.raw(), text.data(), text.size(), 0)));
+  return text;
+}
+
+TEST(Mend, WhatCameBackAsItWasIsTheSameFile) {
+  Fd fd = memfd(0, "as it was");
+  const struct stat st = stat_of(fd);
+  const int number = fd.raw();
+  const Properties properties = properties_of(number, st.st_mode);
+  const auto same = mend(std::move(fd), st, properties);
+  ASSERT_TRUE(same) << same.error().what;
+  EXPECT_EQ(same->raw(), number);
+  EXPECT_EQ(fcntl(number, F_GET_SEALS), 0);
+}
+
+TEST(Mend, ASealThatWasAddedLateIsPutBack) {
+  Fd fd = memfd(0, "grown up");
+  const struct stat st = stat_of(fd);
+  const auto mended = mend(std::move(fd), st, {F_SEAL_GROW, 0640});
+  ASSERT_TRUE(mended) << mended.error().what;
+  EXPECT_EQ(stat_of(*mended).st_ino, st.st_ino) << "not copied";
+  EXPECT_EQ(fcntl(mended->raw(), F_GET_SEALS), F_SEAL_GROW);
+  EXPECT_EQ(stat_of(*mended).st_mode & 07777U, 0640U);
+}
+
+TEST(Mend, OneThatCameBackSealedAgainstWritingCanBeWrittenAgain) {
+  Fd fd = memfd(0, "no exec");
+  // As Linux 7.3 brings an MFD_NOEXEC_SEAL memfd back: mode 0777, seals 0x3e.
+  ASSERT_EQ(fchmod(fd.raw(), 0777), 0);
+  ASSERT_EQ(lseek(fd.raw(), 3, SEEK_SET), 3);
+  ASSERT_EQ(fcntl(fd.raw(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE), 0);
+  const struct stat st = stat_of(fd);
+  const auto mended = mend(std::move(fd), st, {kSealExec, 0666});
+  if (!mended && mended.error().code == EINVAL) GTEST_SKIP() << "this kernel has no MFD_NOEXEC_SEAL";
+  ASSERT_TRUE(mended) << mended.error().what;
+  EXPECT_EQ(fcntl(mended->raw(), F_GET_SEALS), static_cast<int>(kSealExec));
+  EXPECT_EQ(stat_of(*mended).st_mode & 07777U, 0666U);
+  EXPECT_EQ(content(*mended), "no exec");
+  EXPECT_EQ(lseek(mended->raw(), 0, SEEK_CUR), 3);
+  EXPECT_EQ(pwrite(mended->raw(), "NO", 2, 0), 2);
+}
+
+TEST(Mend, SealsThatItHadStay) {
+  Fd fd = memfd(0, "sealed");
+  ASSERT_EQ(fcntl(fd.raw(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL), 0);
+  const struct stat st = stat_of(fd);
+  const unsigned mode = st.st_mode & 07777U;
+  const auto mended = mend(std::move(fd), st, {F_SEAL_WRITE | F_SEAL_SEAL, mode});
+  ASSERT_TRUE(mended) << mended.error().what;
+  EXPECT_EQ(stat_of(*mended).st_ino, st.st_ino);
+  EXPECT_EQ(fcntl(mended->raw(), F_GET_SEALS), F_SEAL_WRITE | F_SEAL_SEAL);
+}
+
+}  // namespace
+}  // namespace luo::handlers

@@ -1,0 +1,90 @@
+# luod with the kernel medium, over three real kexecs. LUO_BOOT says where we are. One line for each thing that must hold.
+exec 2>&1
+export LUO_SOCKET=/run/luo/luod.sock
+kernel=/share/at/bzImage initrd=/share/at/initrd
+
+does() { # NAME COMMAND...: one line for each, and its output if it failed
+  name=$1
+  shift
+  if "$@" >/tmp/said 2>&1; then echo "ok - $name"; else echo "not ok - $name"; sed 's/^/#   /' /tmp/said | tail -40; fi
+}
+says() { # PATTERN COMMAND...: fails, with these words
+  pattern=$1
+  shift
+  if "$@" >/tmp/answer 2>&1; then echo "it did not fail:"; cat /tmp/answer; return 1; fi
+  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
+}
+shows() { # PATTERN COMMAND...: succeeds, with these words
+  pattern=$1
+  shift
+  "$@" >/tmp/answer 2>&1 || { cat /tmp/answer; return 1; }
+  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
+}
+line() { echo "$(sed 's/ *luo.boot=[0-9]*//g' /proc/cmdline) luo.boot=$((LUO_BOOT + 1))"; }
+start_luod() {
+  luod --medium kernel "$@" >>/share/luod-$LUO_BOOT.log 2>&1 </dev/null &
+  for i in $(seq 100); do luoctl status >/dev/null 2>&1 && return 0; sleep 0.1; done
+  echo "luod does not serve"; cat /share/luod-$LUO_BOOT.log; return 1
+}
+cross() { # OPTIONS...: does not come back
+  luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"
+  echo "not ok - kexec from boot $LUO_BOOT"
+  cat /share/luod-$LUO_BOOT.log
+  exit 90
+}
+field() { luoctl --json status | tr -d ' \n' | sed -n "s/.*\"$1\":\([^,}]*\).*/\1/p"; }
+
+case $LUO_BOOT in
+1)
+  mkdir -p /share/at
+  cp /boot/bzImage /boot/initrd /share/at/ || exit 92
+  does "starts where no kernel left anything" start_luod
+  does "a second luod is told who has the device" says "luod-keeper (pid" luod --medium kernel --state-dir /tmp/second
+  does "another one does without" sh -c 'luod --medium exec --state-dir /tmp/third --socket /tmp/third.sock & for i in $(seq 50); do luoctl --socket /tmp/third.sock status && break; sleep 0.1; done; luoctl --socket /tmp/third.sock stop'
+  does "keeps files of all kinds of seals, modes, positions" luo-vm-service keep special 12 5000 --special --unpreserve
+  does "keeps many" luo-vm-service keep many 300 4096
+  does "keeps what is to grow until an update" luo-vm-service keep growing 3 100000 --option grow=allow --grow-after
+  does "refuses what only an exec can carry, and says so" says "transient=allow" luo-vm-service keep sockets 2 100 --socket
+  does "takes it if the session allows that" luo-vm-service keep sockets 2 100 --socket --option transient=allow
+  does "keeps an empty session" luo-vm-service keep empty 0 0
+  does "keeps a held one" luo-vm-service keep held 4 6000 --hold
+  does "keeps one that nobody will claim" luo-vm-service keep unclaimed 2 4096
+  does "a dry run changes nothing" shows "dry run\|rehearsed" luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" --dry-run
+  does "files can grow again after it" sh -c 'grep -q resumed /tmp/service-growing.log && ! grep "cannot grow" /tmp/service-growing.log'
+  does "update luod, in the kernel medium" luoctl update luod --image /bin/luod
+  does "and all is still there" shows "special" luoctl list
+  luo-vm-service keep refuser 1 100 --refuse
+  does "an owner that refuses stops it" says "the test says no" luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)"
+  kill $(luoctl list | awk '$1 == "refuser" { print $4 }')
+  does "its session is gone with it" sh -c 'for i in $(seq 50); do luoctl list | grep -q refuser || exit 0; sleep 0.1; done; exit 1'
+  does "a worker that is killed loses nothing" sh -c 'kill -9 $(luoctl --json status | tr -d " \n" | sed "s/.*\"worker_pid\":\([0-9]*\).*/\1/") && luoctl list | grep -q special'
+  does "a keeper that is killed loses nothing" sh -c 'kill -9 $(luoctl --json status | tr -d " \n" | sed "s/.*\"keeper_pid\":\([0-9]*\).*/\1/") && luoctl list | grep -q special'
+  cross ;;
+2)
+  does "arrives after a kexec" start_luod
+  does "the update stands in its history, with a measured blackout" sh -c 'luoctl --json status | tr -d " \n" | grep -q "\"clock\":\"cycles\".*\"ok\":true"'
+  luoctl --json status | tr -d ' \n' | sed 's/.*"history":\[\([^]]*\).*/# history: \1/'; echo
+  does "files of all kinds of seals, modes, positions" luo-vm-service take special 12 5000 --special
+  does "many" luo-vm-service take many 300 4096 --renew
+  does "what has grown" luo-vm-service take growing 3 100000 --renew
+  does "what an exec only can carry is not there, the rest is" luo-vm-service take sockets 2 100
+  does "an empty session" luo-vm-service take empty 0 0
+  does "a held one is incoming, and stays" shows "held *incoming" luoctl list
+  does "one that is retrieved can be preserved anew" luo-vm-service keep special 12 5000 --special
+  does "a second kexec would lose what nobody claimed: it stops" says "drop-unclaimed" luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)"
+  cross --drop-unclaimed ;;
+3)
+  does "arrives after a second one" start_luod
+  does "what was renewed" luo-vm-service take many 300 4096 --renew
+  does "what was renewed and had grown" luo-vm-service take growing 3 100000
+  does "what was preserved anew" luo-vm-service take special 12 5000 --special
+  does "what was held through two" luo-vm-service take held 4 6000 --renew
+  does "what nobody claimed is gone" luo-vm-service take unclaimed 2 4096 --absent
+  cross ;;
+4)
+  does "arrives after a third one" start_luod
+  does "what was renewed twice" luo-vm-service take many 300 4096
+  does "what was held, then renewed" luo-vm-service take held 4 6000
+  does "nothing is left over" sh -c '[ "$(luoctl list | wc -l)" -le 1 ]'
+  does "it stops" luoctl stop ;;
+esac
