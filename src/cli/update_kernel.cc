@@ -101,8 +101,10 @@ class KernelUpdate {
     if (auto looked = look_at_kernel(); !looked) return stop(kFailed, std::move(looked).error());
     if (auto asked = ask_luod(); !asked) return stop(status_of(asked.error()), std::move(asked).error());
     say(heading());
-    say(render_checks(checks_, style_) + render_checks(luods_checks_, style_) + render_left_behind(preflight_));
-    if (const std::size_t errors = errors_in(checks_) + errors_in(luods_checks_); errors != 0)
+    std::vector<Check> all = checks_;
+    all.insert(all.end(), luods_checks_.begin(), luods_checks_.end());
+    say(render_checks(all, style_) + render_left_behind(preflight_));
+    if (const std::size_t errors = errors_in(all); errors != 0)
       return stop(kFailed, Error{ECANCELED, fmt::format("{} of these checks {}; nothing was loaded or changed", errors,
                                                         errors == 1 ? "says no" : "say no")});
     return load_and_go();
