@@ -194,6 +194,15 @@ Result<> Server::place_late_files(UpdateRec&) {
   engine_->for_each_session([&](const SessionView& session) {
     if (crosses_kernels(session)) sessions.push_back(session);
   });
+  // Without it the kernel would look for memory until the machine has none left.
+  std::uint64_t holes = 0;
+  for (const SessionView& session : sessions)
+    engine_->for_each_file(session.id, [&](const FileView& file) {
+      if (!kernel_->holds(handlers::CarriedHandler::place_of(file.data))) holes += holes_to_fill(file);
+    });
+  if (const std::uint64_t memory = available_memory(); memory != 0 && holes > memory)
+    return fail(ENOMEM, "the kernel would fill {} MiB of holes in files that it is now to have; {} MiB are available",
+                holes >> 20, memory >> 20);
   for (const SessionView& session : sessions) {
     std::vector<Late> late;
     engine_->for_each_file(session.id, [&](const FileView& file) {

@@ -12,27 +12,6 @@
 namespace luo::daemon {
 namespace {
 
-/// What is left of the machine's memory, in bytes; 0: not known.
-std::uint64_t available_memory() {
-  std::ifstream meminfo{"/proc/meminfo"};
-  for (std::string word; meminfo >> word;) {
-    if (word != "MemAvailable:") continue;
-    std::uint64_t kib = 0;
-    meminfo >> kib;
-    return kib * 1024;
-  }
-  return 0;
-}
-
-/// The kernel fills the holes of what it preserves.
-std::uint64_t holes_in(int fd) {
-  struct stat st {};
-  if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) return 0;
-  const auto size = static_cast<std::uint64_t>(st.st_size);
-  const auto has = static_cast<std::uint64_t>(st.st_blocks) * 512;
-  return size > has ? size - has : 0;
-}
-
 bool can_cross_late(const FileView& file) {
   struct stat st {};
   return file.fd >= 0 && fstat(file.fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink == 0;
@@ -45,6 +24,25 @@ std::string first_of(const std::vector<std::string>& names) {
 }
 
 }  // namespace
+
+std::uint64_t Server::available_memory() {
+  std::ifstream meminfo{"/proc/meminfo"};
+  for (std::string word; meminfo >> word;) {
+    if (word != "MemAvailable:") continue;
+    std::uint64_t kib = 0;
+    meminfo >> kib;
+    return kib * 1024;
+  }
+  return 0;
+}
+
+std::uint64_t Server::holes_to_fill(const FileView& file) {
+  struct stat st {};
+  if (!can_cross_late(file) || fstat(file.fd, &st) != 0) return 0;
+  const auto size = static_cast<std::uint64_t>(st.st_size);
+  const auto has = static_cast<std::uint64_t>(st.st_blocks) * 512;
+  return size > has ? size - has : 0;
+}
 
 bool Server::crosses_kernels(const SessionView& session) const {
   if (session.state < SessionState::Incoming) return true;
@@ -91,7 +89,7 @@ std::vector<Server::Check> Server::preflight_checks(std::uint32_t flags) const {
         return;
       }
       ++late;
-      holes += holes_in(file.fd);
+      holes += holes_to_fill(file);
     });
     if (transient != 0) staying.push_back(fmt::format("{} ({} files)", printable_name(session.name), transient));
   });
@@ -115,11 +113,13 @@ std::vector<Server::Check> Server::preflight_checks(std::uint32_t flags) const {
   const std::uint64_t memory = available_memory();
   if (holes == 0) add("holes", "ok", "nothing that is still to be given to the kernel has holes to be filled");
   else if (memory != 0 && holes > memory)
-    add("holes", "error",
-        fmt::format("{} files are still to be given to the kernel, which fills {} MiB of holes; {} MiB are "
-                    "available",
-                    late, holes >> 20, memory >> 20),
-        "make the files smaller, or give up others");
+    // Not an error yet: their owners may make them smaller, or have images take their place (ADR 0019), when told.
+    add("holes", "warning",
+        fmt::format(
+            "{} files are still to be given to the kernel, which would fill {} MiB of holes; {} MiB are available",
+            late, holes >> 20, memory >> 20),
+        "nothing, if their owners make them smaller when the update comes, as luo-cache does; else it is called off "
+        "then");
   else
     add("holes", "ok", fmt::format("{} MiB of holes will be filled, {} MiB are available", holes >> 20, memory >> 20));
   if (counts.lacking != 0)

@@ -222,6 +222,8 @@ class Server {
   void cross_kernel(UpdateRec& update);
   Result<> leave_kernel(UpdateRec& update);
   Result<> place_late_files(UpdateRec& update);
+  static std::uint64_t available_memory();                   ///< of the machine, in bytes; 0: not known
+  static std::uint64_t holes_to_fill(const FileView& file);  ///< bytes, if it is given to the kernel
   void displace_late_files();
   Result<> write_state(FdRef image) const;
   Result<> ask_systemd(UpdateRec& update);
