@@ -146,6 +146,12 @@ Result<std::string> render_status(const json& status, Style style) {
                 fmt::format("{} of {}", number_of(status, "open_files"), number_of(status, "open_files_limit")));
     out += line("arena", fmt::format("{} used, {} committed", render_bytes(arena.at("used_bytes").get<std::uint64_t>()),
                                      render_bytes(arena.at("committed_bytes").get<std::uint64_t>())));
+    if (const auto kernel = status.find("kernel"); kernel != status.end() && kernel->is_object())
+      out += line(
+          "kernel",
+          fmt::format("has {} in {}{}", count_of(*kernel, "files", "file", "files"),
+                      count_of(*kernel, "sessions", "session", "sessions"),
+                      kernel->at("lacking") == 0 ? "" : fmt::format(", and lacks {}", number_of(*kernel, "lacking"))));
     out += line("handlers", handlers);
     out += line("state in", text_of(status, "state_dir"));
     out += line("updates", fmt::format("{} of luod", number_of(status, "updates")));

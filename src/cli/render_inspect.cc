@@ -277,6 +277,24 @@ void show_daemon(Tree& tree, const Json& daemon) {
                              count(number_of(update, "files"), "file")));
 }
 
+void show_kernel(Tree& tree, const Json& kernel) {
+  tree.part("kernel medium");
+  if (!kernel.contains("parts")) return;
+  tree.line(1,
+            fmt::format("{}, {}, of which the kernel has {}{}", count(number_of(kernel, "sessions"), "kernel session"),
+                        count(number_of(kernel, "files"), "file"), number_of(kernel, "in_kernel"),
+                        kernel.at("arriving").get<bool>() ? "; arriving" : ""));
+  for (const Json& part : kernel.at("parts")) {
+    const Json& session = part.at("session");
+    tree.line(2, fmt::format("part {}: session {}, fd {}, {}, in the kernel {}{}{}{}", number_of(part, "part"),
+                             session.is_string() ? session.get<std::string>() : digits_of(part, "session"),
+                             part.at("fd").get<std::int64_t>(), count(number_of(part, "files"), "file"),
+                             number_of(part, "in_kernel"), part.at("full").get<bool>() ? ", full" : "",
+                             part.at("late").get<bool>() ? ", for the update under way" : "",
+                             part.at("in_work").get<bool>() ? ", in work" : ""));
+  }
+}
+
 }  // namespace
 
 std::string render_inspect(const Json& report, Style style) {
@@ -292,6 +310,7 @@ std::string render_inspect(const Json& report, Style style) {
     for (const Json& memory : report.at("preserved_memory")) show_memory(tree, memory);
   if (report.contains("engine")) show_engine(tree, report.at("engine"));
   if (report.contains("daemon")) show_daemon(tree, report.at("daemon"));
+  if (report.contains("kernel")) show_kernel(tree, report.at("kernel"));
   if (report.contains("heap") && report.at("heap").contains("chunk_list"))
     show_chunks(tree, report.at("heap").at("chunk_list"));
   if (report.contains("segments")) show_segments(tree, report.at("segments"));

@@ -73,6 +73,11 @@ Result<Next> Server::inspect(Request& request, Reply& reply, Change&) {
 }
 
 std::string Server::status_json() const {
+  const auto kernel_json = [this]() -> json {
+    if (!kernel_) return nullptr;
+    const medium::Kernel::Counts counts = kernel_->counts();
+    return {{"sessions", counts.sessions}, {"files", counts.files}, {"lacking", counts.lacking}};
+  };
   std::uint64_t outgoing = 0, incoming = 0, open_files = 0;
   engine_->for_each_session(
       [&](const SessionView& session) { ++(session.state < SessionState::Incoming ? outgoing : incoming); });
@@ -107,6 +112,8 @@ std::string Server::status_json() const {
                {"worker_pid", control_.worker_pid.load()},
                {"socket", control_.socket_path},
                {"state_dir", control_.state_dir},
+               {"medium", kernel_ ? "kernel" : "exec"},
+               {"kernel", kernel_json()},
                {"handlers", handlers},
                {"flbs", flbs},
                {"sessions", {{"outgoing", outgoing}, {"incoming", incoming}}},

@@ -99,6 +99,7 @@ struct UpdateRec {
   std::uint64_t image_bytes;
   bool over() const noexcept { return phase >= static_cast<std::uint32_t>(Phase::Done); }
 };
+static_assert(sizeof(UpdateRec) <= 448, "a block of an earlier luod's holds it as well");
 
 class State {
  public:

@@ -59,7 +59,7 @@ Json grants(const kho::Snapshot& arena, const State::Root& root, std::vector<Err
 }
 
 Json updates(const kho::Snapshot& arena, const State::Root& root, std::vector<Error>& faults) {
-  constexpr std::string_view kKinds[] = {"?", "luod", "service", "simulated"};
+  constexpr std::string_view kKinds[] = {"?", "luod", "service", "simulated", "kernel"};
   constexpr std::string_view kPhases[] = {"?", "offered", "warming", "preparing", "quiesced", "done", "failed"};
   Json list = Json::array();
   walk_list(

@@ -4,6 +4,7 @@
 #include "kho/pages.h"
 #include "kho/snapshot.h"
 #include "kho/vmalloc.h"
+#include "medium/kernel_records.h"
 
 namespace luo::inspect {
 
@@ -21,6 +22,8 @@ Json memory_of(const kho::Snapshot& arena, kho::Ref<kho::PreservedRoot> root, st
 Json engine_of(const kho::Snapshot& arena, std::vector<Error>& faults);
 /// The daemon's, from root slot 1 and the control page.
 Json daemon_of(const kho::Snapshot& arena, std::vector<Error>& faults);
+/// The kernel medium's.
+Json kernel_of(const kho::Snapshot& arena, kho::Ref<medium::KernelRoot> at, std::vector<Error>& faults);
 
 /// Runs through a list by its records' `next`; no further than it says it is long. `next_of(record)` is the place
 /// after it. Stops at the first record that is not there, and says so.

@@ -73,6 +73,7 @@ bool is_luod(const kho::Layout& layout) { return layout == Engine::kLayout; }
 std::string_view kind_of_root(const Snapshot& arena, unsigned slot, kho::Ref<std::uint64_t> root) {
   if (is_luod(arena.constants().layout) && slot == 0) return "the engine's records";
   if (is_luod(arena.constants().layout) && slot == 1) return "the daemon's records";
+  if (is_luod(arena.constants().layout) && slot == 2) return "the kernel medium's records";
   const auto magic = arena.get(root);
   if (magic && *magic == kho::pages::kMagic) return "preserved pages";
   if (magic && *magic == kho::preserved::kRootMagic) return "preserved memory";
@@ -136,6 +137,8 @@ Result<Report> report(Fd file, bool all) {
     if (is_luod(constants.layout)) {
       json["engine"] = engine_of(arena, out.faults);
       json["daemon"] = daemon_of(arena, out.faults);
+      if (const kho::Ref<medium::KernelRoot> kernel{arena.state().roots[2]})
+        json["kernel"] = kernel_of(arena, kernel, out.faults);
     }
   }
   json["sound"] = out.faults.empty();
