@@ -68,6 +68,10 @@ Result<std::uint64_t> write(const Arena& arena, FdRef file, const ImageOptions& 
   if (options.in_place) {
     if (static_cast<std::uint64_t>(st.st_size) < file_bytes)
       return fail(ENOSPC, "the image has {} bytes, the file it is to be in only {}", file_bytes, st.st_size);
+    // What an earlier image left: its header, and what is padding in this one.
+    const std::vector<std::byte> zeros(kPageBytes);
+    LUO_TRY(write_at(file, 0, std::span{zeros}.first(sizeof(ImageHeader))));
+    LUO_TRY(write_at(file, at.segments_end, std::span{zeros}.first(at.data_at - at.segments_end)));
   } else {
     LUO_TRY(resize(file, 0));
     LUO_TRY(resize(file, file_bytes));
