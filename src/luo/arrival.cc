@@ -93,12 +93,8 @@ Result<> Engine::Impl::bring_files(SessionRecord& session, const Bring& bring) {
       f = at(f->links.next);
       const Arrival arrival = bring(seen, {Token{file.token}, handler_of(file).name(), -1, 0, file.object, file.group,
                                            file.data, std::uint64_t{file.charge_kib} * 1024, file.preserved_s});
-      const RelationRecord* relation = relation_of(arena.ref_of(&file));
-      if (arrival.gone && (relation == nullptr || relation->dependents == 0))
-        continue;  // fd -1 and no errno: see below
-      Arrival kept = arrival;
-      if (arrival.gone) kept.error = EOPNOTSUPP;  // others name it: it stays, as one that cannot be had
-      LUO_TRY(bring_file(change, session, file, kept));
+      if (arrival.gone) continue;  // fd -1 and no errno: arrive() takes it out
+      LUO_TRY(bring_file(change, session, file, arrival));
     }
     change.commit();
   }
@@ -121,16 +117,23 @@ Result<> Engine::arrive(const Bring& bring) {
     change.commit();
   }
   LUO_TRY(impl.take_over());  // sweeps what nobody had claimed; what is held is incoming from here on
-  // What did not cross.
+  // What did not cross. From the end: what depends on others goes before them.
   for (SessionRecord* s = impl.at(impl.root->incoming.sessions.first); s != nullptr; s = impl.at(s->links.next)) {
     for (FileRecord* f = impl.at(s->files.last); f != nullptr;) {
       FileRecord& file = *f;
       f = impl.at(f->links.prev);
       if (file.fd >= 0 || impl.status(*s, file) < 0) continue;
       Change change{impl.arena};
-      Impl::FlbRelease{impl, change.tx, Impl::FlbSide::Incoming}.file(file);
-      impl.remove_file(change, file);
-      change.tx.set(impl.root->incoming.files, impl.root->incoming.files - 1);
+      if (const RelationRecord* relation = impl.relation_of(impl.arena.ref_of(&file));
+          relation != nullptr && relation->dependents != 0) {
+        // Others that are here name it: it stays, as one that cannot be had.
+        change.tx.set(file.status, -EOPNOTSUPP);
+        change.tx.set(file.status_of, impl.status_key(*s));
+      } else {
+        Impl::FlbRelease{impl, change.tx, Impl::FlbSide::Incoming}.file(file);
+        impl.remove_file(change, file);
+        change.tx.set(impl.root->incoming.files, impl.root->incoming.files - 1);
+      }
       change.commit();
     }
   }
