@@ -17,7 +17,7 @@
 namespace luo {
 
 /// Advances whenever a class of handler.h, flb.h, or this file changes.
-inline constexpr std::uint32_t kPluginAbi = 1;
+inline constexpr std::uint32_t kPluginAbi = 2;
 
 /// What a plugin may register. Its objects live until the process ends.
 class PluginHost {
