@@ -152,7 +152,7 @@ def main():
     parser.add_argument("--big", type=int, default=256 << 20, help="bytes of one more file (default: 256 MiB)")
     parser.add_argument("--curve-sessions", type=int, default=4000)
     parser.add_argument("--curve-files", type=int, default=8000)
-    parser.add_argument("--ways", nargs="+", choices=("bare", "luod"), default=["bare"])
+    parser.add_argument("--ways", nargs="+", choices=("bare", "luod"), default=["bare", "luod"])
     parser.add_argument("--memory", default="3G", help="of the machine (default: 3G)")
     parser.add_argument("--timeout", type=int, default=1800, help="of each of the three boot sequences, in seconds")
     options = parser.parse_args()
@@ -160,6 +160,7 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         lines = boot(options, ["timeline", options.rounds, options.sessions, options.files, options.big, *options.ways], options.timeout)
+        (options.out / "lines.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
         rounds = {way: rounds_of(lines, way) for way in options.ways}
         curves = {}
         for way in options.ways:
