@@ -23,7 +23,7 @@ def main():
 
     def test(verdicts):
         with tempfile.TemporaryDirectory(prefix="luo-vm-luod-") as share:
-            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service")]
+            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service")] + [harness.kexec()]
             script = (HERE / "luod.sh").read_text()
             expected = len(re.findall(r"(?m)^  does ", script))
             done = guest.run(["sh", "/luod.sh"], programs, [(HERE / "luod.sh", "luod.sh")], timeout=300, share=share, with_kernel=True)

@@ -6,7 +6,8 @@
 //
 // keep: --option KEY=VALUE (luo_session_set_option), --hold, --special (seals of all kinds, modes, positions),
 //       --socket (one that cannot cross, as token COUNT), --unpreserve (one file more, given up again),
-//       --refuse (answers no to an update), --grow-after (its files grow until an update is announced)
+//       --refuse (answers no to an update), --grow-after (its files grow until an update is announced),
+//       --on-prepare COMMAND (what it does when an update is announced), --price (of giving one file up: prints it)
 // take: --special, --renew (and then as keep, in the background), --keep-open (does not finish), --absent (there is
 // none)
 #include <fcntl.h>
@@ -15,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -40,8 +42,15 @@ struct Asked {
   std::uint64_t count = 0, bytes = 0;
   std::vector<std::string> options;
   bool hold = false, special = false, socket = false, unpreserve = false, refuse = false, renew = false, open = false,
-       absent = false, grow = false;
+       absent = false, grow = false, price = false;
+  std::string on_prepare;
 };
+
+std::int64_t now_us() {
+  timespec t{};
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1'000'000 + t.tv_nsec / 1000;
+}
 
 [[noreturn]] void die(const std::string& what, int code = 0) {
   std::fprintf(stderr, "luo-vm-service: %s: %s\n", what.c_str(), code != 0 ? std::strerror(code) : luo_last_error());
@@ -149,6 +158,8 @@ void prepare(void* context, const luo_update* update) {
   Serving& serving = *static_cast<Serving*>(context);
   std::printf("%s: prepare %d\n", serving.asked->name.c_str(), static_cast<int>(update->kind));
   std::fflush(stdout);
+  if (const auto& command = serving.asked->on_prepare; !command.empty() && std::system(command.c_str()) != 0)
+    std::printf("%s: '%s' failed\n", serving.asked->name.c_str(), command.c_str());
   if (serving.asked->refuse) luo_update_refuse(serving.luo, update->id, "the test says no");
   else luo_update_ready(serving.luo, update->id);
 }
@@ -217,6 +228,20 @@ void keep(luo_connection* luo, const Asked& asked) {
     need(luo_preserve_fd(luo, session, extra, 1'000'001), "preserve it again");
     need(luo_unpreserve_fd(luo, session, 1'000'001), "give it up again");
     close(extra);
+  }
+  if (asked.price) {
+    constexpr int kRounds = 20;
+    std::int64_t passed = 0;
+    const int extra = make_file(asked, 1'000'000);
+    for (int i = 0; i < kRounds; ++i) {
+      need(luo_preserve_fd(luo, session, extra, 1'000'000), "preserve one more");
+      const std::int64_t before = now_us();
+      need(luo_unpreserve_fd(luo, session, 1'000'000), "give it up");
+      passed += now_us() - before;
+    }
+    close(extra);
+    std::printf("%s: giving up one of %zu files takes %lld us\n", asked.name.c_str(), fds.size() + 1,
+                static_cast<long long>(passed / kRounds));
   }
   if (asked.socket) {
     int ends[2];
@@ -293,6 +318,8 @@ int main(int argc, char** argv) {
     else if (word == "--keep-open") asked.open = true;
     else if (word == "--absent") asked.absent = true;
     else if (word == "--grow-after") asked.grow = true;
+    else if (word == "--price") asked.price = true;
+    else if (word == "--on-prepare" && i + 1 < argc) asked.on_prepare = argv[++i];
     else die("unknown option " + std::string{word}, EINVAL);
   }
   const std::string_view verb = argv[1];
