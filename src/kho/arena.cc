@@ -263,6 +263,7 @@ void Tx::set_root(unsigned slot, PhysAddr at) noexcept {
 
 Tx::Mark Tx::mark() const noexcept {
   LUO_CHECK(arena_ != nullptr);
+  ++arena_->impl_->transaction;  // what was saved before is not what back_to() would need
   return {arena_->impl_->log.tail(), arena_->impl_->releases.size()};
 }
 

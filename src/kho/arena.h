@@ -183,8 +183,8 @@ class OpenTx {
   explicit OpenTx(Arena& arena) noexcept;
   /// As Tx::save().
   void save(void* at, std::size_t n) noexcept;
-  /// Changes when a transaction begins and when one is taken back, in part or whole: what was saved under the same
-  /// number is still saved.
+  /// Changes when a transaction begins, is marked, or is taken back, in part or whole: what was saved under the same
+  /// number is still saved, for every point to which the transaction can be taken back.
   std::uint64_t number() const noexcept;
 
  private:

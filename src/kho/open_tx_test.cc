@@ -99,8 +99,9 @@ TEST_F(OpenTransaction, NumberSaysWhetherWhatWasSavedStillIs) {
     Tx tx{arena};
     numbers.insert(number());
     const Tx::Mark mark = tx.mark();
+    EXPECT_TRUE(numbers.insert(number()).second) << "what was saved before a mark is not saved for it";
     write_once(2);
-    EXPECT_EQ(number(), *numbers.begin()) << "saving is not another transaction";
+    EXPECT_FALSE(numbers.insert(number()).second) << "saving is not another transaction";
     const std::size_t room = tx.room();
     write_once(3);
     EXPECT_EQ(tx.room(), room) << "once is enough";
@@ -111,6 +112,16 @@ TEST_F(OpenTransaction, NumberSaysWhetherWhatWasSavedStillIs) {
     tx.abort();
   }
   EXPECT_EQ(record()->a, 1U);
+  {
+    Tx tx{arena};
+    numbers.insert(number());
+    write_once(5);
+    const Tx::Mark mark = tx.mark();
+    write_once(6);
+    tx.back_to(mark);
+    EXPECT_EQ(record()->a, 5U);
+    tx.commit();
+  }
   for (const bool commit : {true, false, true}) {
     const std::uint64_t before = record()->a;
     Tx tx{arena};

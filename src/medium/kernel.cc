@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/log.h"
 
@@ -208,7 +209,7 @@ Result<Place> Kernel::put(std::uint32_t number, int fd) {
 
 Result<Place> Kernel::preserve(std::uint64_t group, int fd, When when) {
   const bool late = when == When::Late;
-  bool settled = false;
+  bool asked_again = false;
   for (;;) {
     const auto number = part_with_room(group, late);
     if (!number) return std::unexpected(explained(Error{number.error()}));
@@ -220,10 +221,10 @@ Result<Place> Kernel::preserve(std::uint64_t group, int fd, When when) {
       record.full = 1;
       continue;
     }
-    // A session that this transaction ends may still have it in the kernel.
-    if (code == EBUSY && !settled) {
-      settle();
-      settled = true;
+    // What this transaction has given up may be in the kernel still.
+    if (code == EBUSY && !asked_again) {
+      drop_given_up();
+      asked_again = true;
       continue;
     }
     return std::unexpected(explained(std::move(done).error()));
@@ -285,29 +286,44 @@ Result<> Kernel::fill(std::uint32_t number) {
   return all;
 }
 
-void Kernel::settle(std::uint32_t number) {
-  PartRecord& record = *part(number);
-  if (record.group == 0) return;
-  if (record.files == 0) return end_part(number);
-  if (record.in_kernel > record.files) {
+/// As fill(). A part is whole in the kernel or not there: how many files it has says then which they are.
+Result<> Kernel::make_whole(std::uint32_t number) {
+  auto filled = fill(number);
+  if (!filled) drop_session(*part(number));
+  return filled;
+}
+
+/// Sessions in which the kernel has more than the engine. Nothing is put into them before settle(), so that it does not
+/// matter whether the transaction that is open, if one is, is taken back.
+void Kernel::drop_given_up() noexcept {
+  for (const std::uint32_t number : touched_) {
+    PartRecord& record = *part(number);
+    if (record.group == 0 || record.in_kernel <= record.files) continue;
     drop_session(record);
     record.full = 0;
-    if (record.group == kShared) shared_ = number;
-    if (auto filled = fill(number); !filled)
-      log(Level::Warning,
-          "kernel session {} could not be made again after a file was given up: {}; luod keeps its {} files, "
-          "and tries again before a kexec",
-          number, filled.error(), record.files);
   }
-  record.marked = 0;
 }
 
 void Kernel::settle() {
-  while (!touched_.empty()) {
-    const std::uint32_t number = touched_.back();
-    settle(number);
-    std::erase(touched_, number);
+  // All of them first: a file may have left one for the other.
+  drop_given_up();
+  const std::vector<std::uint32_t> touched = std::exchange(touched_, {});
+  for (const std::uint32_t number : touched)
+    if (part(number)->group != 0 && part(number)->files == 0) end_part(number);
+  for (const std::uint32_t number : touched) {
+    PartRecord& record = *part(number);
+    if (record.group == 0) continue;
+    if (record.in_kernel < record.files) {
+      if (auto made = make_whole(number); !made)
+        log(Level::Warning,
+            "kernel session {} could not be made again after a file was given up: {}; luod keeps its {} files, "
+            "and tries again before a kexec",
+            number, made.error(), record.files);
+    }
+    if (record.group == kShared && record.full == 0 && record.fd >= 0) shared_ = number;
+    record.marked = 0;
   }
+  touched_.clear();
   root_->some_marked = 0;
   if (saved_.size() > 4096) saved_.clear();
 }
@@ -333,9 +349,11 @@ Result<> Kernel::complete() {
   for (std::uint32_t number = 1; number <= parts_.size(); ++number) {
     PartRecord& record = *part(number);
     if (record.group == 0 || record.in_kernel == record.files) continue;
-    auto filled = fill(number);
-    settle();
-    if (!filled) return std::unexpected(std::move(filled).error().during("preserve what the kernel lacks"));
+    auto made = make_whole(number);
+    record.marked = 0;
+    touched_.clear();
+    root_->some_marked = 0;
+    if (!made) return std::unexpected(std::move(made).error().during("preserve what the kernel lacks"));
   }
   return {};
 }

@@ -118,7 +118,8 @@ class Kernel {
   Result<> create(PartRecord& part);
   Result<Place> put(std::uint32_t number, int fd);
   Result<> fill(std::uint32_t number);
-  void settle(std::uint32_t number);
+  Result<> make_whole(std::uint32_t number);
+  void drop_given_up() noexcept;
   void drop_session(PartRecord& part) noexcept;
   void end_part(std::uint32_t number) noexcept;
   void save_files(std::uint32_t number) noexcept;

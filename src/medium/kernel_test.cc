@@ -166,7 +166,8 @@ TEST_F(KernelMedium, WhatCannotBePutBackIsTriedAgainBeforeAKexec) {
     return std::string_view{call} == "preserve" && ++n > 2 ? ENOMEM : 0;
   };
   give_up(1, 1);
-  EXPECT_EQ(kernel->counts().lacking, 2U);
+  EXPECT_EQ(kernel->counts().lacking, 4U) << "in part is not at all";
+  EXPECT_EQ(device.session_count(), 0U);
   EXPECT_EQ(kernel->complete().error().code, ENOMEM);
   device.fails = [](const char*) { return 0; };
   EXPECT_TRUE(kernel->complete());
@@ -209,6 +210,87 @@ TEST_F(KernelMedium, WhatAKilledWorkerHadInWorkIsPutRight) {
       expect_agreement();
     }
   }
+}
+
+/// What only the kernel's counts would not tell: one file for another.
+TEST_F(KernelMedium, OneFileIsNotTakenForAnother) {
+  ASSERT_EQ(preserve(1, 5).code, 0);
+  device.fails = [](const char* call) { return std::string_view{call} == "preserve" ? ENOMEM : 0; };
+  give_up(1, 1);  // could not be made again
+  EXPECT_EQ(kernel->counts().lacking, 4U);
+  device.fails = [](const char*) { return 0; };
+  EXPECT_EQ(preserve(1, 1, When::Now, false).code, 0);
+  EXPECT_EQ(device.file_count(), 0U) << "what was abandoned is not there in place of what is lacking";
+  EXPECT_TRUE(kernel->complete());
+  expect_agreement();
+}
+
+TEST_F(KernelMedium, AFileMovesWithinOneStepAndTheStepMayBeAbandoned) {
+  ASSERT_EQ(preserve(1, 3).code, 0);
+  ASSERT_EQ(preserve(2, 1).code, 0);
+  for (const bool commit : {false, true}) {
+    {
+      kho::Tx tx{*arena};
+      auto from = files.extract({1, commit ? 2 : 1});
+      kernel->unpreserve(from.mapped().place);
+      const auto place = kernel->preserve(3, from.mapped().fd.raw(), When::Now);
+      ASSERT_TRUE(place) << to_string(place.error());
+      auto only = files.extract({2, 4});
+      kernel->unpreserve(only.mapped().place);
+      const auto other = kernel->preserve(1, only.mapped().fd.raw(), When::Now);
+      ASSERT_TRUE(other) << to_string(other.error());
+      if (commit) {
+        tx.commit();
+        files[{3, 2}] = {*place, std::move(from.mapped().fd)};
+        files[{1, 4}] = {*other, std::move(only.mapped().fd)};
+      } else {
+        tx.abort();
+        files.insert(std::move(from));
+        files.insert(std::move(only));
+      }
+    }
+    kernel->settle();
+    expect_agreement();
+    for (auto& [key, file] : files) EXPECT_TRUE(kernel->holds(file.place));
+  }
+}
+
+/// Linux 7.3 does not survive a kexec after a create that met EEXIST, unless another create follows (D1).
+TEST_F(KernelMedium, ANameThatIsTakenIsFollowedByAnother) {
+  std::string calls;
+  device.fails = [&](const char* call) {
+    calls += fmt::format("{} ", call);
+    return calls == "create " ? EEXIST : 0;
+  };
+  EXPECT_EQ(preserve(1, 1).code, 0);
+  EXPECT_EQ(calls, "create create preserve ");
+  device.fails = [](const char*) { return 0; };
+  expect_agreement();
+
+  Fd others = device.create_session(Kernel::kOwnName).value();
+  const Fd image = memfd();
+  calls.clear();
+  device.fails = [&](const char* call) {
+    calls += fmt::format("{} ", call);
+    return 0;
+  };
+  const auto refused = kernel->offer_image(image);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, EEXIST);
+  EXPECT_NE(to_string(refused.error()).find("somebody else"), std::string::npos);
+  EXPECT_EQ(calls, "create create ");
+  EXPECT_EQ(device.session_count(), 2U) << "what was made after it is gone again";
+  EXPECT_FALSE(device.has(image.raw()));
+  device.fails = [](const char*) { return 0; };
+  device.duplicate_create = false;
+  others.close();
+  EXPECT_TRUE(kernel->offer_image(image));
+  EXPECT_TRUE(device.has(image.raw()));
+  EXPECT_TRUE(kernel->offer_image(image)) << "again: the one before is withdrawn";
+  EXPECT_FALSE(device.duplicate_create);
+  kernel->withdraw_image();
+  EXPECT_FALSE(device.has(image.raw()));
+  expect_agreement();
 }
 
 TEST_F(KernelMedium, DamagedRecordsAreFound) {
