@@ -64,6 +64,12 @@ void CarriedHandler::unpreserve(const KeptFile& file) noexcept {
   inner_.unpreserve(inner(file));
 }
 
+/// Also what a simulated update took to the other side is the kernel's until then.
+void CarriedHandler::finish(const KeptFile& file, bool retrieved) noexcept {
+  kernel_.unpreserve(place_of(file.data));
+  inner_.finish(inner(file), retrieved);
+}
+
 Result<HandlerData> CarriedHandler::freeze(const KeptFile& file) {
   HandlerData data = LUO_TRY(inner_.freeze(inner(file)));
   const medium::Place place = place_of(file.data);

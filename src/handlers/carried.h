@@ -30,7 +30,7 @@ class CarriedHandler final : public Handler {
   void unfreeze(const KeptFile& file) noexcept override { inner_.unfreeze(inner(file)); }
   Result<> retrieve(const KeptFile& file) override { return inner_.retrieve(inner(file)); }
   bool can_finish(const KeptFile& file) const noexcept override { return inner_.can_finish(inner(file)); }
-  void finish(const KeptFile& file, bool retrieved) noexcept override { inner_.finish(inner(file), retrieved); }
+  void finish(const KeptFile& file, bool retrieved) noexcept override;
 
   /// Where the kernel has it; part 0: nowhere.
   static medium::Place place_of(const HandlerData& data) noexcept;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "base/log.h"
@@ -250,6 +251,7 @@ bool Kernel::is_late(const Place& place) const noexcept { return holds(place) &&
 // --- making the kernel agree ---------------------------------------------------------------------------
 
 void Kernel::drop_session(PartRecord& record) noexcept {
+  if (record.fd >= 0 && before_close_) before_close_();
   const int fd = record.fd;
   record.fd = -1;
   record.in_kernel = 0;
@@ -278,7 +280,7 @@ Result<> Kernel::fill(std::uint32_t number) {
   if (record.fd < 0) LUO_TRY(create(record));
   Result<> all{};
   files_(record.group, [&](const Place& place, int fd) {
-    if (place.part != number || !all) return;
+    if (place.part != number || !holds(place) || !all) return;
     auto done = device_->preserve(FdRef::borrow(record.fd), fd, place.token);
     if (done) ++record.in_kernel;
     else if (done.error().code != EEXIST) all = std::unexpected(explained(std::move(done).error()));
@@ -333,13 +335,22 @@ void Kernel::recover() {
   for (std::uint32_t number = 1; number <= parts_.size(); ++number) {
     PartRecord& record = *part(number);
     if (record.marked == 0 || record.group == 0) continue;
+    std::unordered_set<std::uint64_t> wanted;
+    files_(record.group, [&](const Place& place, int) {
+      if (place.part == number && holds(place)) wanted.insert(place.token);
+    });
+    record.files = wanted.size();
     record.in_kernel = 0;
     // A token that is there is refused as such, whatever the descriptor is; one that is not, for the descriptor.
+    bool given_up = false;
     for (std::uint64_t token = first_token(record); record.fd >= 0 && token < record.next_token; ++token) {
       const auto asked = device_->preserve(FdRef::borrow(record.fd), -1, token);
-      if (!asked && asked.error().code == EEXIST) ++record.in_kernel;
+      if (asked || asked.error().code != EEXIST) continue;
+      ++record.in_kernel;
+      given_up = given_up || !wanted.contains(token);
     }
     mark(number);
+    if (given_up) drop_session(record);
   }
   settle();
 }

@@ -79,11 +79,16 @@ class Kernel {
   /// are closed already.
   void recover();
 
+  /// Called before a session's descriptor is closed: what was in it is free only when nobody else has copies of the
+  /// descriptor any more, so it waits for those who may.
+  void before_close(std::function<void()> wait) { before_close_ = std::move(wait); }
+
   // --- leaving (the parts are complete)
   /// Preserves the image in our own session, from now until withdraw_image(). What is written into it later crosses,
   /// too.
   Result<> offer_image(FdRef image);
   void withdraw_image() noexcept;
+  bool offers_image() const noexcept { return own_.valid(); }
 
   // --- arriving: the records came out of an image, their descriptors are another system's
   /// Forgets the descriptors of the side before. First of all.
@@ -135,7 +140,8 @@ class Kernel {
   std::vector<std::uint32_t> touched_;
   std::unordered_map<std::string, int> left_behind_;  ///< session descriptors by name, of a worker that was killed
   std::unordered_map<std::uint32_t, std::uint64_t> saved_;  ///< OpenTx::number() in which `files` was logged
-  Fd own_;                                                  ///< while an image is offered
+  std::function<void()> before_close_;
+  Fd own_;  ///< while an image is offered
 };
 
 }  // namespace luo::medium

@@ -174,6 +174,59 @@ TEST_F(KernelMedium, WhatCannotBePutBackIsTriedAgainBeforeAKexec) {
   expect_agreement();
 }
 
+/// Numbers alone would say that all is well: one file is there, and one should be.
+TEST_F(KernelMedium, WhatIsGivenUpWhileOthersAreLackingIsNotTakenForOneOfThem) {
+  EXPECT_EQ(preserve(1, 3).code, 0);
+  device.fails = [n = 0](const char* call) mutable {
+    return std::string_view{call} == "preserve" && ++n > 1 ? ENOMEM : 0;
+  };
+  give_up(1, 1);  // of the two that stay, the first could be put back, for a moment
+  give_up(1, 1);
+  device.fails = [](const char*) { return 0; };
+  EXPECT_TRUE(kernel->complete());
+  expect_agreement();
+}
+
+/// A session of a dead owner ends within somebody else's step, who wants a file of it, and the step is taken back.
+TEST_F(KernelMedium, AStepThatTakesAFileOverIsTakenBack) {
+  for (const bool killed : {false, true}) {
+    for (const int others : {0, 2}) {
+      const std::uint64_t from = next, to = next + 1;
+      EXPECT_EQ(preserve(from, 1 + others).code, 0);
+      {
+        kho::Tx tx{*arena};
+        auto& file = files.lower_bound({from, 0})->second;
+        kernel->unpreserve(file.place);
+        auto taken = kernel->preserve(to, file.fd.raw(), When::Now);
+        ASSERT_TRUE(taken) << taken.error().what;
+        const Fd fresh = memfd();
+        EXPECT_TRUE(kernel->preserve(from, fresh.raw(), When::Now));
+        tx.abort();
+      }
+      if (killed) {
+        start();
+        kernel->recover();
+      } else {
+        kernel->settle();
+      }
+      expect_agreement();
+      give_up(from, 1);  // and it is free for others
+      expect_agreement();
+    }
+  }
+}
+
+/// While an old luod is ending, it has copies of the descriptors: what is closed is not free yet.
+TEST_F(KernelMedium, WaitsForWhoHasCopiesBeforeItCloses) {
+  EXPECT_EQ(preserve(1, 3).code, 0);
+  std::vector<Fd> copies;
+  for (int fd = 3; fd < 200; ++fd)
+    if (Fd copy = Fd::adopt(fcntl(fd, F_DUPFD_CLOEXEC, 500)); copy.valid()) copies.push_back(std::move(copy));
+  kernel->before_close([&] { copies.clear(); });
+  give_up(1, 1);
+  expect_agreement();
+}
+
 TEST_F(KernelMedium, LateFilesGoWithTheUpdate) {
   EXPECT_EQ(preserve(1, 2).code, 0);
   EXPECT_EQ(preserve(1, 3, When::Late).code, 0);
