@@ -60,6 +60,11 @@ void Server::rest_holders() {
 }
 
 bool Server::reap_closed() {
+  if (control_.leaving.load() != 0) {
+    // A shutdown ends the owners, but what they have preserved crosses. displace_late_files() turns it on again.
+    sd_event_source_set_enabled(holder_source_.get(), SD_EVENT_OFF);
+    return false;
+  }
   bool any = false;
   const std::vector<int> reported = holders_->closed();
   for (const int write_fd : reported) {

@@ -1,9 +1,16 @@
 // The kernel medium in a worker: what it is made of, and what came over a kexec.
+#include <poll.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <fstream>
+
 #include "base/log.h"
 #include "daemon/crossing_clock.h"
 #include "daemon/fetch_state.h"
 #include "daemon/server.h"
 #include "sys/cycles.h"
+#include "sys/process.h"
 
 namespace luo::daemon {
 
@@ -36,14 +43,40 @@ void Server::settle_medium() {
   if (auto reserved = kernel_->reserve(); !reserved) log(Level::Warning, "{}", reserved.error());
 }
 
+namespace {
+
+/// The luod before may have had a higher limit, and what does not fit under ours cannot be taken in.
+void raise_descriptor_limit(pid_t keeper, std::uint64_t wanted) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_max >= wanted) return;
+  const rlimit higher{wanted, wanted};
+  if (prlimit(keeper, RLIMIT_NOFILE, &higher, nullptr) != 0 || setrlimit(RLIMIT_NOFILE, &higher) != 0)
+    log(Level::Error,
+        "what comes from the kernel before takes some {} descriptors, and RLIMIT_NOFILE is {}: {}; "
+        "`prlimit --pid {} --nofile={}` as root helps, and what does not fit stays in the kernel until then",
+        wanted, limit.rlim_max, errno_text(errno), keeper, wanted);
+}
+
+/// It may be had later: the arrival is tried again as a whole, so that nothing is taken for lost. What the kernel says
+/// about a file it says for good, so for want of memory only a few times.
+bool may_come_later(int code, std::uint32_t deaths) noexcept {
+  constexpr std::uint32_t kMostTries = 8;
+  return code == EMFILE || ((code == ENFILE || code == ENOMEM) && deaths < kMostTries);
+}
+
+}  // namespace
+
 Result<> Server::arrive() {
   const std::uint64_t began = monotonic_ns();
   kernel_->arrive();
+  constexpr std::uint64_t kOthers = 1024;
+  raise_descriptor_limit(control_.keeper_pid.load(), engine_->file_count() + kernel_->counts().files + kOthers);
   for (Handler* handler : registry_.all()) handler->set_flbs(*engine_);
   std::uint64_t files = 0, lost = 0, left = 0;
   const auto bring = [&](const SessionView& session, const FileView& file) {
     handlers::CarriedHandler* handler = carried(file.handler);
-    const Engine::Arrival arrival = handler != nullptr ? handler->bring(session, file) : Engine::Arrival{.gone = true};
+    Engine::Arrival arrival = handler != nullptr ? handler->bring(session, file) : Engine::Arrival{.gone = true};
+    if (arrival.fd < 0 && may_come_later(arrival.error, control_.early_deaths.load())) arrival.later = true;
     ++(arrival.fd >= 0 ? files : arrival.gone ? left : lost);
     return arrival;
   };
@@ -83,10 +116,28 @@ Result<> Server::arrive() {
 
 /// What arrived is committed: the kernel gets its sessions back. After a kill in between, the next worker goes on.
 void Server::end_arrival() {
+  if (!kernel_->arriving() && control_.own_fd < 0) return;
+  forget_saved_state(control_);  // first: what it names is not in the kernel any more after this
   if (kernel_->arriving()) kernel_->end_arrival();
-  if (control_.own_fd < 0) return;
-  close_number(std::exchange(control_.own_fd, -1));
-  forget_saved_state(control_);
+  if (control_.own_fd >= 0) close_number(std::exchange(control_.own_fd, -1));
+}
+
+/// Who may have copies of the descriptors of kernel sessions, so that ours is not the last close: the old worker after
+/// an update of luod, until it has ended, and a program that is asked what it is, until it runs.
+void Server::wait_for_copies() {
+  constexpr int kMostMs = 10'000;
+  if (probe_) probe_->wait_until_it_runs();
+  if (std::exchange(copies_gone_, true)) return;
+  const pid_t guard = control_.trial_guard_pid;
+  if (guard <= 0 || guard == getpid() || guard == control_.keeper_pid.load()) return;
+  const auto ended = open_pidfd(guard);
+  std::string name;
+  std::getline(std::ifstream{fmt::format("/proc/{}/comm", guard)} >> std::ws, name);
+  if (!ended || name != "luod-worker") return;  // somebody else's number by now
+  pollfd one{ended->raw(), POLLIN, 0};
+  int n = 0;
+  while ((n = poll(&one, 1, kMostMs)) < 0 && errno == EINTR) {}
+  if (n == 0) log(Level::Warning, "the old luod, pid {}, has not ended after {} ms; going on", guard, kMostMs);
 }
 
 }  // namespace luo::daemon

@@ -24,7 +24,7 @@ namespace {
 
 constexpr std::uint32_t kDefaultTimeoutMs = 60'000;
 /// systemd has this long to end everything else.
-constexpr std::uint64_t kShutdownNs = 300'000'000'000;
+constexpr std::uint64_t kShutdownNs = 3'600'000'000'000;
 constexpr std::size_t kPerStep = 64;  ///< files given to the kernel in one transaction
 constexpr auto is(Phase phase) { return static_cast<std::uint32_t>(phase); }
 
@@ -86,7 +86,7 @@ Result<Next> Server::update_kernel(Request& request, Reply& reply, Change& chang
 }
 
 void Server::cross_kernel(UpdateRec& update) {
-  if (control_.leaving.load() != 0) return;
+  if (control_.leaving.load() != 0 && kernel_->offers_image()) return;
   auto left = leave_kernel(update);
   if (left) return;  // a shutdown is under way
   Change change{arena_};
@@ -135,6 +135,7 @@ Result<> Server::leave_kernel(UpdateRec& update) {
   if ((update.flags & wire::kUpdateDryRun) != 0)
     return std::unexpected(Error{0, "a dry run: all was done but the reboot, and everything is as it was"});
   log(Level::Notice, "leaving this kernel with {} sessions and {} files", sessions, files);
+  if (control_.leaving.load() != 0) return {};  // systemd has been asked, by a worker that was killed since
   sync();
   if (sd_booted() > 0) return ask_systemd(update);
   reboot(static_cast<int>(LINUX_REBOOT_CMD_KEXEC));
@@ -166,7 +167,12 @@ Result<> Server::ask_systemd(UpdateRec& update) {
   char* const argv[] = {program, verb, nullptr};
   pid_t child = -1;
   int status = 0;
-  if (const int code = posix_spawnp(&child, program, nullptr, nullptr, argv, environ); code != 0) {
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_addclosefrom_np(&files, 3);  // what is preserved goes over every exec
+  const int code = posix_spawnp(&child, program, &files, nullptr, argv, environ);
+  posix_spawn_file_actions_destroy(&files);
+  if (code != 0) {
     control_.leaving.store(0);
     return fail(code, "start `systemctl kexec`");
   }
@@ -229,10 +235,11 @@ Result<> Server::place_late_files(UpdateRec&) {
 
   // What is about to be left behind for good is counted once more, file by file.
   std::uint64_t placed = 0;
-  for (const SessionView& session : sessions)
+  engine_->for_each_session([&](const SessionView& session) {
     engine_->for_each_file(session.id, [&](const FileView& file) {
       placed += kernel_->holds(handlers::CarriedHandler::place_of(file.data)) ? 1U : 0U;
     });
+  });
   const medium::Kernel::Counts counts = kernel_->counts();
   if (counts.files != placed || counts.lacking != 0)
     return fail(EIO, "the kernel has {} files of luod's, and should have {}; nothing was given up", counts.files,
@@ -248,7 +255,7 @@ void Server::displace_late_files() {
     running = running || (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel));
   });
   if (running) return;
-  control_.leaving.store(0);
+  if (control_.leaving.exchange(0) != 0) sd_event_source_set_enabled(holder_source_.get(), SD_EVENT_ON);
   kernel_->withdraw_image();
   if (!kernel_->has_late()) return;
   struct Late {

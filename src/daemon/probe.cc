@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -17,6 +18,7 @@
 #include "daemon/version.h"
 #include "luo/engine.h"
 #include "sys/memfd.h"
+#include "sys/pipe.h"
 #include "sys/process.h"
 
 namespace luo::daemon {
@@ -75,14 +77,21 @@ Result<std::unique_ptr<Probe>> Probe::start(FdRef image, std::uint32_t timeout_m
   std::unique_ptr<Probe> probe{new Probe};
   probe->out_ = LUO_TRY(make_memfd("luod-probe-out", 0));
   probe->err_ = LUO_TRY(make_memfd("luod-probe-err", 0));
+  Pipe before_exec = LUO_TRY(make_pipe());
   const pid_t child = fork();
   if (child < 0) return sys_fail("fork");
   if (child == 0) run_image(image, probe->out_.raw(), probe->err_.raw());
   probe->pid_ = child;
+  probe->before_exec_ = std::move(before_exec.read);
   probe->timeout_ms_ = std::min(timeout_ms, kLongestMs);
   probe->deadline_ns_ = monotonic_ns() + probe->timeout_ms_ * std::uint64_t{1'000'000};
   probe->pidfd_ = LUO_TRY(open_pidfd(child));
   return probe;
+}
+
+void Probe::wait_until_it_runs() const noexcept {
+  pollfd closed{before_exec_.raw(), POLLIN, 0};  // by the exec, or with the process
+  while (poll(&closed, 1, -1) < 0 && errno == EINTR) {}
 }
 
 Probe::~Probe() {

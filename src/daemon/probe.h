@@ -3,9 +3,8 @@
 #pragma once
 #include <sys/types.h>
 
-#include <memory>
-
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "base/error.h"
@@ -40,11 +39,13 @@ class Probe {
   /// use, or does not answer like a luod), ENOEXEC (other architecture), ETIMEDOUT, EIO (exit status, signal).
   Result<ProbeAnswer> result() const;
   std::string last_words() const;
+  /// Until then it has copies of all our descriptors.
+  void wait_until_it_runs() const noexcept;
 
  private:
   Probe() = default;
   pid_t pid_ = -1;
-  Fd pidfd_, out_, err_;
+  Fd pidfd_, out_, err_, before_exec_;
   std::uint64_t deadline_ns_ = 0;
   std::uint32_t timeout_ms_ = 0;
   bool ended_ = false, late_ = false;

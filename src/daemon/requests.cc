@@ -51,6 +51,23 @@ bool looks_around(std::uint32_t command) {
   }
 }
 
+/// What a shutdown that leads into the next kernel cannot do with any more.
+bool changes_something(Command command) {
+  switch (command) {
+    case Command::GetName:
+    case Command::ListTokens:
+    case Command::GetState:
+    case Command::Subscribe:
+    case Command::Prepared:
+    case Command::Query:
+    case Command::Inspect:
+    case Command::UpdateWait:
+    case Command::UpdateCancel:
+    case Command::UpdateKernel: return false;
+    default: return true;
+  }
+}
+
 }  // namespace
 
 void Server::serve(Peer& peer, PeerRec& record) {
@@ -334,6 +351,9 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
                             command == Command::UpdateLuod;
   if (!may_have_fds && !request.fds.empty())
     return fail(EBADMSG, "{} with {} descriptors", wire::name_of(request.header.command), request.fds.size());
+  if (control_.leaving.load() != 0 && changes_something(command))
+    return fail(EBUSY, "{}: this kernel is being left, what it has is written down for the next one",
+                wire::name_of(request.header.command));
   switch (command) {
     case Command::Hello: break;
     case Command::CreateSession: return create_session(request, reply, change);

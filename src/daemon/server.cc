@@ -119,7 +119,7 @@ Result<> Server::restore(WorkerKind kind) {
   }
 
   const auto is_closed = [this](int write_fd) {
-    if (!reader_gone(write_fd)) return false;
+    if (control_.leaving.load() != 0 || !reader_gone(write_fd)) return false;
     closed_on_the_way_.push_back(write_fd);
     return true;
   };
@@ -161,6 +161,7 @@ Result<> Server::restore(WorkerKind kind) {
   engine_->settle_flbs();
   if (over != 0) LUO_TRY(close_unnamed());
   if (kernel_) {
+    kernel_->before_close([this] { wait_for_copies(); });
     end_arrival();
     kernel_->recover();
     LUO_TRY(kernel_->reserve());
@@ -183,6 +184,13 @@ Result<> Server::restore(WorkerKind kind) {
   });
   tell_outcomes();
   if (again) arm_deadlines();
+  // The worker before had offered its state to the next kernel, and that went with it.
+  if (control_.leaving.load() != 0) {
+    state_->for_each_update([&](const UpdateRec& update) {
+      if (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel)) cross_due_ = update.id;
+    });
+    after_commit();
+  }
   return {};
 }
 

@@ -213,6 +213,7 @@ class Server {
   void cross_everything(UpdateRec& update);
   // kernel_update.cc, kernel_arrival.cc, preflight.cc
   Result<> open_medium();
+  void wait_for_copies();
   Result<> arrive();
   void end_arrival();
   handlers::CarriedHandler* carried(std::string_view handler) const;
@@ -271,6 +272,7 @@ class Server {
   /// Sessions with a request that a handler works on (EINPROGRESS): {peer, nonce}. Others that want the session
   /// wait in their own queues, so that requests on a session take effect in order.
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, std::uint64_t>> pending_;
+  bool copies_gone_ = false;            ///< wait_for_copies() has seen the guard's end
   Fd not_taken_in_;                     ///< accepted, but there was no memory, or no watch, for it
   Fd wake_fd_;                          ///< eventfd: a handler, perhaps in a thread of its own, has something
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "daemon/out_of_memory.h"
+#include "sys/process.h"
 #include "wire/message.h"
 
 namespace luo::daemon {
@@ -22,6 +23,7 @@ namespace {
 constexpr std::uint64_t kTickNs = 100'000'000;
 /// Our copy of the table may have a million descriptors to close: the new luod goes first, without us taking for ever.
 constexpr int kWhenDone = 10;
+constexpr int kMostForWorkerMs = 10'000;
 constexpr int kEndGrace = 10;  // ticks for which a keeper that runs may leave a signal that ends it alone
 
 /// Whether somebody wants luod to end and the keeper has not taken the signal: one that hangs, or dies, never will.
@@ -63,6 +65,11 @@ bool said_so(const Control& control, FdRef report) noexcept {
   use_all_descriptors();
   prctl(PR_SET_NAME, "luod-keeper");
   prctl(PR_SET_PDEATHSIG, 0);
+  // A worker that has died with its keeper may still be ending: what we close is closed when its copies are, too.
+  if (const auto worker = open_pidfd(control.worker_pid.load()); worker && control.worker_pid.load() != getpid()) {
+    pollfd ended{worker->raw(), POLLIN, 0};
+    while (poll(&ended, 1, kMostForWorkerMs) < 0 && errno == EINTR) {}
+  }
   Keeper keeper{.control = control, .worker_main = worker_main};
   _exit(keeper.run());
 }

@@ -93,6 +93,7 @@ Result<> Engine::Impl::bring_files(SessionRecord& session, const Bring& bring) {
       f = at(f->links.next);
       const Arrival arrival = bring(seen, {Token{file.token}, handler_of(file).name(), -1, 0, file.object, file.group,
                                            file.data, std::uint64_t{file.charge_kib} * 1024, file.preserved_s});
+      if (arrival.later) return fail(arrival.error, "token {} of session '{}'", file.token, shown(seen.name));
       if (arrival.gone) continue;  // fd -1 and no errno: arrive() takes it out
       LUO_TRY(bring_file(change, session, file, arrival));
     }

@@ -298,12 +298,14 @@ class Engine final : public FlbAccess {
     HandlerData data{};  ///< in place of what its handler remembered
     int error = 0;       ///< with fd -1: an errno, given to whoever retrieves the file
     bool gone = false;   ///< with fd -1: there is no such file on this side
+    bool later = false;  ///< with fd -1 and an error: nothing arrives now, and all of it is to be tried again
   };
   using Bring = std::function<Arrival(const SessionView& session, const FileView& file)>;
   /// The records come from another system, after freeze_all(): no descriptor in them is one here. Calls `bring` for
   /// each file of a session that crosses, in order, forgets all holders, and then crosses and takes over. In place of
   /// take_over(); nothing but views may be asked before. In transactions of its own: if it is interrupted, the arena is
-  /// to be made again from what it came from. Errors: EBUSY not all are frozen; ENOMEM, ENOSPC.
+  /// to be made again from what it came from. Errors: EBUSY not all are frozen; ENOMEM, ENOSPC; that of an Arrival that
+  /// is to come later.
   Result<> arrive(const Bring& bring);
 
   // --- FLBs -----------------------------------------------------------------------------------------
