@@ -234,6 +234,12 @@ std::string Luod::state() {
                          file["status"].get<std::string>());
     out += '\n';
   }
+  // In the kernel medium: what the kernel has of it.
+  const auto preflight =
+      nlohmann::json::parse(ask(wire::QueryKind::Preflight, "").value_or("{}"), nullptr, false, true);
+  for (const auto& check : preflight.value("checks", nlohmann::json::array()))
+    if (check["level"] == "ok" ? check["name"] == "medium" : check["name"] == "incomplete")
+      out += check["text"].get<std::string>() + '\n';
   return out + fmt::format("{} files, {} connections, {} descriptors", now["files"].get<std::uint64_t>(),
                            now["connections"].get<std::uint64_t>() - 1, descriptors());
 }
