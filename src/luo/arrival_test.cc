@@ -118,6 +118,24 @@ class Arrivals : public ::testing::Test {
   std::vector<std::string> brought;
 };
 
+/// No descriptor is free now: that is no reason to take a file for lost.
+TEST_F(Arrivals, WhatCanBeHadLaterMakesAllOfItComeLater) {
+  const SessionId vm = there.w.create("vm");
+  for (const std::uint64_t token : {1, 2, 3}) there.w.preserve(vm, token);
+  const auto refused = cross([this](const SessionView& s, const FileView& f) -> Engine::Arrival {
+    if (f.token == Token{2}) return {.error = EMFILE, .later = true};
+    return another(s, f);
+  });
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code, EMFILE);
+  EXPECT_EQ(brought.size(), 1U);
+  ASSERT_TRUE(arrive(bring_all()).has_value());
+  EXPECT_EQ(brought.size(), 3U);
+  const auto here_id = here.w.engine->find_incoming("vm");
+  ASSERT_TRUE(here_id.has_value());
+  for (const std::uint64_t token : {1, 2, 3}) EXPECT_GE(file(here.w, *here_id, token).fd, 0) << token;
+}
+
 TEST_F(Arrivals, SessionsThatWereFrozenAreIncomingWithTheirFiles) {
   const SessionId vm = there.w.create("vm");
   there.w.preserve(vm, 1);
