@@ -2,6 +2,8 @@
 
 #include "../../vm/calls.h"
 
+enum { KEPT_AT_ONCE = 253 };
+
 static void fail_luod(const char* what) {
   fprintf(stderr, "%s: %s\n", what, luo_last_error());
   exit(3);
@@ -50,9 +52,12 @@ void keep_files(const struct way* way, int session, const int* fds, const uint64
     for (size_t i = 0; i < count; ++i) keep_file(way, session, fds[i], tokens[i]);
     return;
   }
-  int errors[256];
-  if (count > 256 || luo_preserve_many(way->luod, session, fds, tokens, errors, count) != (int)count)
-    fail_luod("preserve many");
+  int errors[KEPT_AT_ONCE];
+  for (size_t at = 0; at < count; at += KEPT_AT_ONCE) {
+    const size_t now = count - at < KEPT_AT_ONCE ? count - at : KEPT_AT_ONCE;
+    if (luo_preserve_many(way->luod, session, fds + at, tokens + at, errors, now) != (int)now)
+      fail_luod("preserve many");
+  }
 }
 
 int take_file(const struct way* way, int session, uint64_t token) {
