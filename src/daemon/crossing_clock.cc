@@ -13,7 +13,9 @@ constexpr std::uint64_t kShortest = kSecond / 20;
 constexpr std::uint64_t kLongest = 86'400 * kSecond;
 
 std::uint64_t scaled(std::uint64_t value, std::uint64_t times, std::uint64_t by) noexcept {
-  return by == 0 ? 0 : static_cast<std::uint64_t>(static_cast<unsigned __int128>(value) * times / by);
+  if (by == 0) return 0;
+  const unsigned __int128 result = static_cast<unsigned __int128>(value) * times / by;
+  return result > UINT64_MAX ? UINT64_MAX : static_cast<std::uint64_t>(result);
 }
 
 }  // namespace

@@ -50,7 +50,10 @@ Result<> replace_arena(FdRef with, FdRef arena) {
   struct stat st {};
   if (fstat(with.raw, &st) != 0) return sys_fail("fstat");
   const off_t size = st.st_size;
-  if (ftruncate(arena.raw, size) != 0) return sys_fail("ftruncate({})", size);
+  if (fstat(arena.raw, &st) != 0) return sys_fail("fstat");
+  // An arena's size is sealed, and its control page is mapped by all of this luod.
+  if (st.st_size != size)
+    return fail(EPROTO, "it is an arena of {} bytes, this luod's have {}: another luod made it", size, st.st_size);
   constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   if (fallocate(arena.raw, kPunch, 0, kho::Arena::kControlOffset) != 0 ||
       fallocate(arena.raw, kPunch, kControlEnd, size - kControlEnd) != 0)

@@ -6,7 +6,8 @@ namespace luo::daemon {
 
 /// With Arrival::ToLook or Populated: makes the arena's file what the image says (all but the control page), or says
 /// that nothing came (Arrival::Over). May be killed at any instruction, and called again. The arena must not be mapped
-/// by this process. Errors: EBADMSG, EPROTO: the image cannot be used; it is saved in the state directory then, where a
+/// by this process. Errors: EBADMSG, EPROTO: the image cannot be used (EPROTO
+/// also: its arena has another size than this luod's); it is saved in the state directory then, where a
 /// luod that can finds it, and its files stay in the kernel until the next boot; ENOMEM, ENOSPC.
 Result<> fetch_state(Control& control);
 
