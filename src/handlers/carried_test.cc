@@ -293,6 +293,23 @@ TEST_F(Carried, UnpreserveOfAnAbandonedStepHasNoEffect) {
   EXPECT_TRUE(device.has(fd.raw()));
 }
 
+/// As after a simulated update: the kernel was not left, and has it still.
+TEST_F(Carried, WhatIsFinishedTheKernelNeedNotHave) {
+  const Fd fd = memfd(), other = memfd();
+  const HandlerData data = preserve(files, fd).value();
+  ASSERT_TRUE(preserve(files, other));
+  const auto finish = [&](bool commit) {
+    step([&] { return files.finish({fd.raw(), Token{7}, data}, true), true; }, commit);
+    if (commit) kept.erase(fd.raw());
+    kernel.settle();
+  };
+  finish(false);
+  EXPECT_TRUE(device.has(fd.raw()));
+  finish(true);
+  EXPECT_FALSE(device.has(fd.raw()));
+  EXPECT_TRUE(device.has(other.raw()));
+}
+
 /// What a luod finds on the other side of a kexec.
 class Brought : public Carried {
  protected:
