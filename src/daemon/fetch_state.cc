@@ -1,9 +1,13 @@
 #include "daemon/fetch_state.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
 #include <vector>
 
 #include "base/log.h"
@@ -96,6 +100,32 @@ Result<> cut_to_length(FdRef image) {
   return {};
 }
 
+/// What a worker that was killed, or gave up, had brought already. Not sessions: to close one is to finish it.
+void close_brought(const Control& control) {
+  std::vector<int> named{0, 1, 2}, open;
+  append_control_fds(control, named);
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry{"/proc/self/fd", error}, end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string text = entry->path().filename();
+    int fd = -1;
+    std::from_chars(text.data(), text.data() + text.size(), fd);
+    open.push_back(fd);
+  }
+  if (error) {  // no descriptor is left to look with
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    for (int fd = 3; static_cast<rlim_t>(fd) < limit.rlim_max; ++fd) open.push_back(fd);
+  }
+  for (const int fd : open) {
+    if (std::ranges::find(named, fd) != named.end()) continue;
+    constexpr std::string_view kSession = "anon_inode:[luo_session]";
+    char link[kSession.size()];
+    const ssize_t n = readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), link, sizeof link);
+    if (n > 0 && std::string_view{link, static_cast<std::size_t>(n)} != kSession) close_number(fd);
+  }
+}
+
 Result<> populate(Control& control, FdRef image) {
   kho::Arena arrived = LUO_TRY(kho::populate(image, Engine::kLayout, "luod-arrived"));
   const Fd file = arrived.release();
@@ -107,6 +137,7 @@ Result<> populate(Control& control, FdRef image) {
 }  // namespace
 
 Result<> fetch_state(Control& control) {
+  if (control.worker_starts.load() > 1) close_brought(control);
   const std::string path = LUO_TRY_DURING("look for saved state", saved_path(control));
   if (const Fd saved = Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)); saved.valid()) {
     log(Level::Notice, "taking the state that an earlier luod saved in {}", path);

@@ -133,10 +133,10 @@ Result<> Server::restore(WorkerKind kind) {
   if (control_.arrival.load() != static_cast<std::uint32_t>(Arrival::Over)) LUO_TRY(arrive());
   const std::uint64_t preserved = expect_holders();
   // An exec closes what was half-way somewhere, unless it was opened to go over one.
-  const std::int64_t over = kind == WorkerKind::OfNewImage ? strays(preserved) : INT64_MAX;
+  std::int64_t over = kind == WorkerKind::OfNewImage ? strays(preserved) : INT64_MAX;
   // Files that were lost on their way from the kernel before have none.
-  if (over < 0 && !kernel_)
-    return fail(EBADF, "{} descriptors of sessions and files did not come over the exec", -over);
+  if (over < 0) over += lost_files();
+  if (over < 0) return fail(EBADF, "{} descriptors of sessions and files did not come over the exec", -over);
   if (kind == WorkerKind::OfNewImage) {
     // The commit point of an update of luod: from here on the old worker only exits.
     auto expected = static_cast<std::uint32_t>(Trial::Trying);
@@ -259,6 +259,14 @@ std::int64_t Server::strays(std::uint64_t preserved) const {
   named.erase(same.begin(), same.end());
   const auto open = std::ranges::count_if(named, [](int fd) { return fcntl(fd, F_GETFD) >= 0; });
   return table.st_size - static_cast<std::int64_t>(preserved) - open;
+}
+
+std::int64_t Server::lost_files() const {
+  std::int64_t lost = 0;
+  engine_->for_each_session([&](const SessionView& session) {
+    engine_->for_each_file(session.id, [&](const FileView& file) { lost += file.fd < 0 ? 1 : 0; });
+  });
+  return lost;
 }
 
 Result<> Server::adopt_connection(int fd) {

@@ -121,6 +121,7 @@ class Server {
   bool reap_closed();  ///< whether it gave anything back
   std::uint64_t expect_holders();
   std::int64_t strays(std::uint64_t preserved) const;
+  std::int64_t lost_files() const;
   void watch_soon();
   bool watch_some_holders(std::size_t count);  ///< false: some cannot be watched now; will be tried again
   void rest_holders();

@@ -103,8 +103,9 @@ Engine::Arrival CarriedHandler::bring(const SessionView& session, const FileView
   const medium::Place place = place_of(file.data);
   if (place.part == 0) return {.gone = true};
   const auto lost = [&](const Error& error) {
-    log(Level::Error, "token {} of session '{}' did not come over the kexec: {}", file.token.raw(), session.name,
-        error);
+    const bool now = error.code == EMFILE || error.code == ENFILE || error.code == ENOMEM;
+    log(Level::Error, "token {} of session '{}' {}: {}", file.token.raw(), session.name,
+        now ? "cannot be taken over now" : "did not come over the kexec", error);
     return Engine::Arrival{.data = {file.data[0], file.data[1], 0, 0}, .error = error.code};
   };
   auto brought = kernel_.bring(place);

@@ -25,7 +25,7 @@ def main():
         with tempfile.TemporaryDirectory(prefix="luo-vm-kills-") as share:
             script = (HERE / "kills.sh").read_text()
             suites = re.findall(r" suite (\S+)", script)
-            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service", "luo-vm-kills", *suites)]
+            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service", "luo-vm-kills", *suites)] + [harness.kexec()]
             expected = len(re.findall(r"(?m)^  does ", script))
             # The suites know luod by where it was built.
             done = guest.run(["sh", "/kills.sh", str(options.programs.resolve())], programs, [(HERE / "kills.sh", "kills.sh")], timeout=600,

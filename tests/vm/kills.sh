@@ -25,6 +25,41 @@ arrives() { # PROCESS KILLS: it is killed so often meanwhile
   luo-vm-kills during $1 $2 ${3:-400000} $LUO_BOOT sh /kills.sh serves || return 1
   ! grep "did not come over the kexec" /share/luod-$LUO_BOOT.log
 }
+arrives_short_of_descriptors() {
+  echo 700 >/proc/sys/fs/nr_open
+  sh -c "ulimit -n 700; exec luod --medium kernel" >>/share/luod-$LUO_BOOT.log 2>&1 </dev/null &
+  for i in $(seq 100); do grep -q "RLIMIT_NOFILE is 700" /share/luod-$LUO_BOOT.log && break; sleep 0.1; done
+  grep "RLIMIT_NOFILE is 700" /share/luod-$LUO_BOOT.log || return 1
+  luo-vm-kills during luod-worker 3 300000 3 sleep 3
+  ! grep "arrived:" /share/luod-$LUO_BOOT.log || return 1
+  echo 4194304 >/proc/sys/fs/nr_open
+  luo-vm-kills during luod-worker 3 800000 4 sh /kills.sh serves || return 1
+  ! grep "did not come over the kexec" /share/luod-$LUO_BOOT.log
+}
+leaves_with_systemd() { # one that only ends services, kills the worker, and leaves
+  mkdir -p /run/systemd/system
+  cat >/bin/systemctl <<'END'
+#!/bin/sh
+[ "$1" = kexec ] || exit 1
+(
+  pid() { luoctl --json status | tr -d ' \n' | sed "s/.*\"$1_pid\":\([0-9]*\).*/\1/"; }
+  kill $(pidof luo-vm-service) $(pid worker) $(pid keeper)
+  while pidof luo-vm-service; do sleep 0.1; done
+  luo-vm-service keep afterwards 1 100
+  luoctl stop
+  luoctl list
+  before=$(pid worker)
+  kill -9 $before
+  while [ "$(pid worker)" = $before ] || ! luoctl status; do sleep 0.1; done
+  luoctl list
+  sync
+  kexec -e
+) >/share/shutdown.log 2>&1 </dev/null &
+END
+  chmod +x /bin/systemctl
+  cross
+}
+calls() { for call in "$@"; do printf '*TheWorkerAtEachSystemCall/%s:' $call; done; }
 suite() { # PROGRAM FILTER
   LUO_MEDIUM=kernel $1 --gtest_brief=1 --gtest_filter="$2" || return 1
 }
@@ -54,6 +89,7 @@ case $LUO_BOOT in
   mkdir -p /share/at "$(dirname $1)"
   ln -s /bin $1
   cp /boot/bzImage /boot/initrd /share/at/ || exit 92
+  does "the worker killed at each system call of what gives up, and of a batch" suite luod_kills_test "$(calls unpreserve close_outgoing preserve_many)"
   does "starts" start_luod
   does "what is given up is free and what is kept is kept, however often the worker is killed" killed_churn 1 300 /share/churn-1
   kill $(pidof luo-vm-kills)
@@ -71,7 +107,7 @@ case $LUO_BOOT in
   does "what was to grow" luo-vm-service take growing 40 9000 --renew
   cross ;;
 3)
-  does "arrives, the worker killed, once more" arrives luod-worker 10 800000
+  does "arrives, the worker killed, and it may not have as many descriptors as it needs" arrives_short_of_descriptors
   does "many, renewed" luo-vm-service take many 2000 1000 --renew
   does "what was to grow, renewed" luo-vm-service take growing 40 9000
   cross ;;
@@ -79,5 +115,15 @@ case $LUO_BOOT in
   does "arrives, the keeper killed" arrives luod-keeper 1
   does "many, after a third kexec" luo-vm-service take many 2000 1000
   does "nothing is left over" sh -c '[ "$(luoctl list | wc -l)" -le 1 ]'
-  does "it stops" luoctl stop ;;
+  does "keeps some that end with their owner" luo-vm-service keep owned 30 2000
+  does "and what is to grow" luo-vm-service keep growing 10 9000 --option grow=allow
+  leaves_with_systemd ;;
+5)
+  does "arrives after a shutdown that ended all owners and killed the worker" start_luod
+  does "what ended with its owner in another shutdown" luo-vm-service take owned 30 2000
+  does "what was to grow, after it" luo-vm-service take growing 10 9000
+  does "what came while the kernel was left was refused" grep "this kernel is being left" /share/shutdown.log
+  does "it stops" luoctl stop
+  does "and starts again: nothing comes twice" start_luod
+  does "really nothing" sh -c '[ "$(luoctl list | wc -l)" -le 1 ]' ;;
 esac
