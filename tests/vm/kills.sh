@@ -74,7 +74,7 @@ killed_dry_runs() {
   cat /tmp/dry; echo "$done of 6 went through"
 }
 updates_of_luod() {
-  luo-vm-kills churn 150 9 /share/churn-9 & churn=$!
+  luo-vm-kills churn 1200 9 /share/churn-9 & churn=$!
   for i in 1 2 3; do luoctl update luod --image /bin/luod || return 1; done
   wait $churn
 }
