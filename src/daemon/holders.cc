@@ -78,7 +78,7 @@ bool Server::reap_closed() {
 
 void Server::on_holder_closed(int write_fd) {
   const HolderWatch::Hit hit = holders_->find(write_fd);
-  if (hit.session.raw() == 0) return;
+  if (hit.session.raw() == 0 || control_.leaving.load() != 0) return;
   holders_->forget(write_fd);
   const auto before = engine_->find(hit.session);
   if (!before) return;

@@ -167,6 +167,8 @@ void Keeper::exec_new_image() {
   char program[] = "luod";
   char resume[] = "--resume";
   char* const argv[] = {program, resume, arena_arg, nullptr};
+  // It decides by this whether a shutdown is to spare it. An older one does not know the variable.
+  setenv("LUO_MEDIUM", control.medium == static_cast<std::uint32_t>(MediumKind::Kernel) ? "kernel" : "exec", 1);
   fcntl(control.trial_image_fd, F_SETFD, 0);  // a script is opened once more, by its interpreter
   const Error error = exec_fd(FdRef::borrow(control.trial_image_fd), argv, environ);
   dup3(control.log_fd, STDERR_FILENO, 0);

@@ -2,11 +2,9 @@
 // a memfd that the kernel has, and the kernel is left. Whatever fails before that is undone, and all go on.
 #include <fcntl.h>
 #include <linux/reboot.h>
-#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -16,6 +14,7 @@
 #include "base/text.h"
 #include "daemon/crossing_clock.h"
 #include "daemon/server.h"
+#include "daemon/systemd.h"
 #include "kho/image.h"
 #include "sys/memfd.h"
 
@@ -23,9 +22,8 @@ namespace luo::daemon {
 namespace {
 
 constexpr std::uint32_t kDefaultTimeoutMs = 60'000;
-/// systemd has this long to end everything else.
-constexpr std::uint64_t kShutdownNs = 3'600'000'000'000;
-constexpr std::size_t kPerStep = 64;  ///< files given to the kernel in one transaction
+constexpr std::uint64_t kLookAgainNs = 5'000'000'000;  ///< whether systemd is still ending everything
+constexpr std::size_t kPerStep = 64;                   ///< files given to the kernel in one transaction
 constexpr auto is(Phase phase) { return static_cast<std::uint32_t>(phase); }
 
 double ms(std::uint64_t from, std::uint64_t to) {
@@ -160,32 +158,31 @@ Result<> Server::write_state(FdRef image) const {
   return {};
 }
 
-/// It ends all services in order, and luod last, by the kexec itself (dist/luod.service).
+/// It ends all services in order, and then does the kexec, which luod has to see (dist/luod-kernel.conf).
 Result<> Server::ask_systemd(UpdateRec& update) {
+  const std::uint64_t allowed = update.deadline_ns - update.begin_ns;
   control_.leaving.store(1);
-  char program[] = "systemctl", verb[] = "kexec";
-  char* const argv[] = {program, verb, nullptr};
-  pid_t child = -1;
-  int status = 0;
-  posix_spawn_file_actions_t files;
-  posix_spawn_file_actions_init(&files);
-  posix_spawn_file_actions_addclosefrom_np(&files, 3);  // what is preserved goes over every exec
-  const int code = posix_spawnp(&child, program, &files, nullptr, argv, environ);
-  posix_spawn_file_actions_destroy(&files);
-  if (code != 0) {
+  if (auto begun = begin_kexec(); !begun) {
     control_.leaving.store(0);
-    return fail(code, "start `systemctl kexec`");
-  }
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
-    control_.leaving.store(0);
-    return fail(EIO, "`systemctl kexec` ended with status {:#x}; see its words in the journal", status);
+    return begun;
   }
   Change change{arena_};
-  change.tx.set(update.deadline_ns, monotonic_ns() + kShutdownNs);
+  change.tx.set(update.deadline_ns, monotonic_ns() + allowed);
   change.commit();
   arm_deadlines();
   return {};
+}
+
+/// What systemd has begun cannot be called off here: as long as it is at it, luod holds what the next kernel is to
+/// have.
+bool Server::still_leaving(UpdateRec& update) {
+  if (control_.leaving.load() == 0 || update.kind != static_cast<std::uint32_t>(wire::UpdateKind::Kernel) ||
+      !shutdown_goes_on())
+    return false;
+  Change change{arena_};
+  change.tx.set(update.deadline_ns, monotonic_ns() + kLookAgainNs);
+  change.commit();
+  return true;
 }
 
 /// Files that are to grow until now, and those of sessions that were renewed.
@@ -255,6 +252,7 @@ void Server::displace_late_files() {
     running = running || (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel));
   });
   if (running) return;
+  // Whoever has closed a session meanwhile is seen now.
   if (control_.leaving.exchange(0) != 0) sd_event_source_set_enabled(holder_source_.get(), SD_EVENT_ON);
   kernel_->withdraw_image();
   if (!kernel_->has_late()) return;

@@ -1,6 +1,7 @@
 // What luod can say before an update of the kernel: what would stop it, and what would be lost.
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -8,6 +9,7 @@
 
 #include "base/text.h"
 #include "daemon/server.h"
+#include "daemon/systemd.h"
 
 namespace luo::daemon {
 namespace {
@@ -122,6 +124,14 @@ std::vector<Server::Check> Server::preflight_checks(std::uint32_t flags) const {
         "then");
   else
     add("holes", "ok", fmt::format("{} MiB of holes will be filled, {} MiB are available", holes >> 20, memory >> 20));
+  if (sd_booted() > 0) {
+    if (const std::string unit = unit_that_shutdown_stops(); unit.empty())
+      add("shutdown", "ok", "luod outlives the shutdown that systemd makes of a kexec");
+    else
+      add("shutdown", "error",
+          fmt::format("systemd would stop {}, in which luod runs, before the kexec, and all would be lost", unit),
+          "run luod as a service with the drop-in dist/luod-kernel.conf");
+  }
   if (counts.lacking != 0)
     add("incomplete", "warning",
         fmt::format("{} files could not be put back into the kernel; it is tried again", counts.lacking));

@@ -51,20 +51,18 @@ bool looks_around(std::uint32_t command) {
   }
 }
 
-/// What a shutdown that leads into the next kernel cannot do with any more.
-bool changes_something(Command command) {
+/// What changes nothing that the next kernel is to have, or that would have to be given up in this one.
+bool is_allowed_while_leaving(Command command) {
   switch (command) {
+    case Command::Hello:
     case Command::GetName:
-    case Command::ListTokens:
     case Command::GetState:
-    case Command::Subscribe:
-    case Command::Prepared:
+    case Command::ListTokens:
     case Command::Query:
     case Command::Inspect:
     case Command::UpdateWait:
-    case Command::UpdateCancel:
-    case Command::UpdateKernel: return false;
-    default: return true;
+    case Command::UpdateKernel: return true;  // waits for the one that is under way
+    default: return false;
   }
 }
 
@@ -351,8 +349,8 @@ Result<Next> Server::dispatch(Request& request, Reply& reply, Change& change) {
                             command == Command::UpdateLuod;
   if (!may_have_fds && !request.fds.empty())
     return fail(EBADMSG, "{} with {} descriptors", wire::name_of(request.header.command), request.fds.size());
-  if (control_.leaving.load() != 0 && changes_something(command))
-    return fail(EBUSY, "{}: this kernel is being left, what it has is written down for the next one",
+  if (control_.leaving.load() != 0 && !is_allowed_while_leaving(command))
+    return fail(EBUSY, "{}: this kernel is being left; what is preserved stays as it is for the next one",
                 wire::name_of(request.header.command));
   switch (command) {
     case Command::Hello: break;

@@ -229,6 +229,7 @@ class Server {
   void displace_late_files();
   Result<> write_state(FdRef image) const;
   Result<> ask_systemd(UpdateRec& update);
+  bool still_leaving(UpdateRec& update);
   struct Check {
     std::string name, level, text, fix;
   };

@@ -377,6 +377,7 @@ void Server::on_deadline() {
   });
   for (const std::uint64_t id : late) {
     UpdateRec& update = *state_->find_update(id);
+    if (still_leaving(update)) continue;
     std::string who;
     state_->for_each_peer([&](PeerRec& peer) {
       if (update.phase == is(Phase::Preparing) && concerns(update, peer) && peer.prepared != update.id)
@@ -387,6 +388,7 @@ void Server::on_deadline() {
       why = "the successor did not get warm in time";
     if (!who.empty()) why = "not ready in time: " + who;
     if (update.phase == is(Phase::Quiesced)) why = "the successor did not complete the handover in time";
+    if (control_.leaving.load() != 0) why = "systemd was asked for the kexec, and is not at it";
     Change change{arena_};
     fail_update(change, update, Error{ETIMEDOUT, why});
     change.commit();

@@ -26,6 +26,15 @@ start_luod() {
   for i in $(seq 100); do luoctl status >/dev/null 2>&1 && return 0; sleep 0.1; done
   echo "luod does not serve"; cat /share/luod-$LUO_BOOT.log; return 1
 }
+update() { luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"; }
+soon() { # COMMAND...: within some seconds
+  for i in $(seq 100); do "$@" && return 0; sleep 0.1; done
+  return 1
+}
+systemctl_says() { # STATUS: does nothing, and ends with it
+  printf '#!/bin/sh\n[ "$1" = is-system-running ] && echo running\n[ "$1" != kexec ] || exit %s\n' "$1" >/bin/systemctl
+  chmod +x /bin/systemctl
+}
 cross() { # OPTIONS...: does not come back
   luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"
   echo "not ok - kexec from boot $LUO_BOOT"
@@ -61,6 +70,27 @@ case $LUO_BOOT in
   does "a kernel that refuses at the last moment undoes everything" says "no kernel is loaded" luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)"
   does "and files can grow again" sh -c 'for i in $(seq 50); do [ "$(grep -c resumed /tmp/service-growing.log)" = 3 ] && break; sleep 0.1; done; grep -c resumed /tmp/service-growing.log; [ "$(grep -c resumed /tmp/service-growing.log)" = 3 ] && ! grep "cannot grow" /tmp/service-growing.log'
   kill $(luoctl list | awk '$1 == "saboteur" { print $4 }')
+  mkdir -p /run/systemd/system # as under systemd; systemd.py has the real one
+  systemctl_says 3
+  does "under systemd: a systemctl that fails undoes everything" says "systemctl kexec" update
+  does "nothing is frozen after it" sh -c '! luoctl list | grep frozen'
+  systemctl_says 0
+  luo-vm-service keep mortal 2 5000
+  mortal=$(luoctl list | awk '$1 == "mortal" { print $4 }')
+  update --timeout 20 >/tmp/update 2>&1 &
+  updating=$!
+  does "systemd has been asked: all is frozen" soon shows "mortal *frozen" luoctl list
+  kill "$mortal" "$(field worker_pid)" "$(field keeper_pid)"
+  soon sh -c "! readlink /proc/$mortal/exe" >/dev/null
+  does "what would change anything is refused, and SIGTERM ignored" says "is being left" luoctl stop
+  does "a service that is stopped gives nothing up" shows "mortal *frozen" luoctl list
+  kill -9 "$(field worker_pid)"
+  does "nor does it by a worker that is killed" soon shows "mortal *frozen" luoctl list
+  wait $updating
+  does "a shutdown that never comes undoes everything" shows "is not at it" cat /tmp/update
+  does "now the end of the service counts" soon sh -c '! luoctl list | grep mortal'
+  does "the others have what they had" shows "special *outgoing" luoctl list
+  rm -r /run/systemd /bin/systemctl
   does "a worker that is killed loses nothing" sh -c 'kill -9 $(luoctl --json status | tr -d " \n" | sed "s/.*\"worker_pid\":\([0-9]*\).*/\1/") && luoctl list | grep -q special'
   does "a keeper that is killed loses nothing" sh -c 'kill -9 $(luoctl --json status | tr -d " \n" | sed "s/.*\"keeper_pid\":\([0-9]*\).*/\1/") && luoctl list | grep -q special'
   cross ;;
