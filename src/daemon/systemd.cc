@@ -34,7 +34,7 @@ Result<Said> systemctl(std::vector<std::string> words) {
   posix_spawnattr_init(&attributes);
   posix_spawn_file_actions_adddup2(&files, out.raw(), STDOUT_FILENO);
   posix_spawn_file_actions_addclosefrom_np(&files, 3);  // what is preserved goes over every exec
-  sigset_t none, ignored;  // what luod blocks and ignores is its own affair
+  sigset_t none, ignored;                               // what luod blocks and ignores is its own affair
   sigemptyset(&none);
   sigemptyset(&ignored);
   sigaddset(&ignored, SIGPIPE);

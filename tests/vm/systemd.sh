@@ -1,0 +1,82 @@
+# luod as a unit of systemd, which is the first process, over a kexec by `systemctl kexec`. A unit runs this, in each kernel.
+export PATH=/bin HOME=/root LUO_SOCKET=/run/luo/luod.sock
+for port in /sys/class/virtio-ports/*; do
+  case $(cat "$port/name") in
+    luo.out) exec >"/dev/${port##*/}" 2>&1 </dev/null ;;
+    luo.status) status=/dev/${port##*/} ;;
+  esac
+done
+kernel=/share/at/bzImage initrd=/share/at/initrd
+LUO_BOOT=$(sed -n 's/.*luo\.boot=\([0-9]*\).*/\1/p' /proc/cmdline)
+: "${LUO_BOOT:=1}"
+
+does() { # NAME COMMAND...: one line for each, and its output if it failed
+  name=$1
+  shift
+  if "$@" >/tmp/said 2>&1; then echo "ok - $name"; else echo "not ok - $name"; sed 's/^/#   /' /tmp/said | tail -40; fi
+}
+says() { # PATTERN COMMAND...: fails, with these words
+  pattern=$1
+  shift
+  if "$@" >/tmp/answer 2>&1; then echo "it did not fail:"; cat /tmp/answer; return 1; fi
+  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
+}
+shows() { # PATTERN COMMAND...: succeeds, with these words
+  pattern=$1
+  shift
+  "$@" >/tmp/answer 2>&1 || { cat /tmp/answer; return 1; }
+  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
+}
+soon() { # COMMAND...: within some seconds
+  for i in $(seq 100); do "$@" && return 0; sleep 0.1; done
+  return 1
+}
+pid() { luoctl --json status | tr -d ' \n' | sed "s/.*\"$1_pid\":\([0-9]*\).*/\1/"; }
+spared() { # keeper and worker have the command line that a shutdown spares
+  for who in keeper worker; do
+    [ "$(head -c1 "/proc/$(pid $who)/cmdline")" = @ ] || { echo "$who:"; tr '\0' ' ' <"/proc/$(pid $who)/cmdline"; return 1; }
+  done
+}
+line() { echo "$(sed 's/ *luo.boot=[0-9]*//g' /proc/cmdline) luo.boot=$((LUO_BOOT + 1))"; }
+update() { luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"; }
+listed() { luoctl list | grep -q "$1"; }
+is_first() { [ "$(cat /proc/1/comm)" = systemd ] && [ -d /run/systemd/system ]; }
+
+case $LUO_BOOT in
+1)
+  mkdir -p /share/at
+  cp /boot/bzImage /boot/initrd /share/at/ || exit 92
+  does "systemd is the first process" is_first
+  does "luod serves, as a unit with the drop-in" soon luoctl status
+  does "a service, another unit, has preserved files" soon listed special
+  does "a shutdown would spare keeper and worker" spared
+  does "luod is updated" luoctl update luod --image /bin/luod
+  does "it would spare those of the new image too" spared
+
+  mkdir -p /run/systemd/system/luod.service.d
+  printf '[Unit]\nDefaultDependencies=yes\n' >/run/systemd/system/luod.service.d/zz.conf
+  systemctl daemon-reload
+  does "a unit that the shutdown would stop: refused before anything is disturbed" says "luod-kernel.conf" update
+  rm /run/systemd/system/luod.service.d/zz.conf
+  systemctl daemon-reload
+
+  echo "# systemctl kexec"
+  update >/tmp/update 2>&1 || { echo "not ok - kexec"; cat /tmp/update; }
+  sleep 1000 # until systemd ends this
+  ;;
+2)
+  does "after the kexec systemd is the first process again" is_first
+  does "the shutdown had stopped the service, all of its processes" sh -c '[ "$(cat /share/stopped)" = stopped ]'
+  does "luod has arrived" soon luoctl status
+  does "the update stands in its history" shows '"ok":true' sh -c 'luoctl --json status | tr -d " \n"'
+  luoctl status | sed -n 's/^ *last update */# /p'
+  does "every byte is there of what a stopped service had preserved" luo-vm-service take special 12 5000 --special
+  does "and of many files" luo-vm-service take many 300 4096
+  before=$(pid keeper)
+  does "systemctl stop luod ends it" systemctl stop luod.service
+  does "it is gone" sh -c "! kill -0 $before"
+  echo 0 >"$status"
+  sync
+  poweroff -f
+  ;;
+esac
