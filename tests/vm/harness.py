@@ -1,6 +1,7 @@
 """What the tests in the virtual machine share: C programs for it, verdicts in lines, and how a test ends."""
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,19 @@ class Verdicts:
     def status(self):
         print(f"{self.passed} passed, {self.failed} failed", flush=True)
         return 1 if self.failed or not self.passed else 0
+
+
+def tell(verdicts, done, script, console_lines=40):
+    """The verdicts that a script (lib.sh) printed in the machine; one more if they are not as many as it has."""
+    for line in done.output.replace("\r\n", "\n").splitlines():
+        if match := re.match(r"(not )?ok - (.*)", line):
+            verdicts.line(match[2], match[1] is None)
+        else:
+            print(line, flush=True)
+    expected = len(re.findall(r"(?m)^  does ", script))
+    tried = verdicts.passed + verdicts.failed
+    if tried != expected:
+        verdicts.line(f"all {expected} were tried", False, f"{tried} were, status {done.status}\n{end_of(done.console, console_lines)}")
 
 
 def end_of(console, lines=40):

@@ -26,19 +26,10 @@ def main():
             script = (HERE / "kills.sh").read_text()
             suites = re.findall(r" suite (\S+)", script)
             programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service", "luo-vm-kills", *suites)] + [harness.kexec()]
-            expected = len(re.findall(r"(?m)^  does ", script))
             # The suites know luod by where it was built.
-            done = guest.run(["sh", "/kills.sh", str(options.programs.resolve())], programs, [(HERE / "kills.sh", "kills.sh")], timeout=600,
+            done = guest.run(["sh", "/kills.sh", str(options.programs.resolve())], programs, [(HERE / "kills.sh", "kills.sh"), (HERE / "lib.sh", "lib.sh")], timeout=600,
                              memory="2G", share=share, with_kernel=True)
-            output = done.output.replace("\r\n", "\n")
-            for line in output.splitlines():
-                if match := re.match(r"(not )?ok - (.*)", line):
-                    verdicts.line(match[2], match[1] is None)
-                else:
-                    print(line, flush=True)
-            if verdicts.passed + verdicts.failed != expected:
-                verdicts.line(f"all {expected} were tried", False, f"{verdicts.passed + verdicts.failed} were, status {done.status}\n"
-                              + harness.end_of(done.console))
+            harness.tell(verdicts, done, script)
 
     harness.main("kills", test)
 

@@ -1,16 +1,7 @@
 # luod's processes killed again and again in the kernel medium, over real kexecs. LUO_BOOT says where we are. One line
 # for each thing that must hold. $1: where programs were built, for the tests that have it in them.
-exec 2>&1
-export LUO_SOCKET=/run/luo/luod.sock
-kernel=/share/at/bzImage initrd=/share/at/initrd
+. /lib.sh
 
-does() { # NAME COMMAND...: one line for each, and its output if it failed
-  name=$1
-  shift
-  if "$@" >/tmp/said 2>&1; then echo "ok - $name"; else echo "not ok - $name"; sed 's/^/#   /' /tmp/said | tail -60; fi
-  [ -z "$SAY" ] || sed 's/^/#   /' /tmp/said | tail -3
-}
-line() { echo "$(sed 's/ *luo.boot=[0-9]*//g' /proc/cmdline) luo.boot=$((LUO_BOOT + 1))"; }
 serves() { for i in $(seq 300); do luoctl status >/dev/null 2>&1 && return 0; sleep 0.1; done; echo "luod does not serve"; tail -40 /share/luod-$LUO_BOOT.log; return 1; }
 start_luod() { luod --medium kernel >>/share/luod-$LUO_BOOT.log 2>&1 </dev/null & serves; }
 dry_run() { luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" --dry-run; }

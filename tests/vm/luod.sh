@@ -1,36 +1,12 @@
 # luod with the kernel medium, over three real kexecs. LUO_BOOT says where we are. One line for each thing that must hold.
-exec 2>&1
-export LUO_SOCKET=/run/luo/luod.sock
-kernel=/share/at/bzImage initrd=/share/at/initrd
+. /lib.sh
 
-does() { # NAME COMMAND...: one line for each, and its output if it failed
-  name=$1
-  shift
-  if "$@" >/tmp/said 2>&1; then echo "ok - $name"; else echo "not ok - $name"; sed 's/^/#   /' /tmp/said | tail -40; fi
-}
-says() { # PATTERN COMMAND...: fails, with these words
-  pattern=$1
-  shift
-  if "$@" >/tmp/answer 2>&1; then echo "it did not fail:"; cat /tmp/answer; return 1; fi
-  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
-}
-shows() { # PATTERN COMMAND...: succeeds, with these words
-  pattern=$1
-  shift
-  "$@" >/tmp/answer 2>&1 || { cat /tmp/answer; return 1; }
-  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
-}
-line() { echo "$(sed 's/ *luo.boot=[0-9]*//g' /proc/cmdline) luo.boot=$((LUO_BOOT + 1))"; }
 start_luod() {
   luod --medium kernel "$@" >>/share/luod-$LUO_BOOT.log 2>&1 </dev/null &
   for i in $(seq 100); do luoctl status >/dev/null 2>&1 && return 0; sleep 0.1; done
   echo "luod does not serve"; cat /share/luod-$LUO_BOOT.log; return 1
 }
 update() { luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"; }
-soon() { # COMMAND...: within some seconds
-  for i in $(seq 100); do "$@" && return 0; sleep 0.1; done
-  return 1
-}
 systemctl_says() { # STATUS: does nothing, and ends with it
   printf '#!/bin/sh\n[ "$1" = is-system-running ] && echo running\n[ "$1" != kexec ] || exit %s\n' "$1" >/bin/systemctl
   chmod +x /bin/systemctl

@@ -5,7 +5,6 @@ The systemd is this machine's (252 in Debian 12). Ends with "N passed, N failed"
 """
 import argparse
 import pathlib
-import re
 import sys
 import tempfile
 
@@ -60,18 +59,10 @@ def main():
             for program in programs:
                 if not program.exists():
                     raise harness.Missing(f"{program} is missing")
-            files = [(HERE / "systemd.sh", "systemd.sh"), (HERE / "systemd.init", "systemd.init"), *units(pathlib.Path(folder))]
-            expected = len(re.findall(r"(?m)^  does ", (HERE / "systemd.sh").read_text()))
+            files = [(HERE / "systemd.sh", "systemd.sh"), (HERE / "lib.sh", "lib.sh"), (HERE / "systemd.init", "systemd.init"), *units(pathlib.Path(folder))]
             done = guest.run(["true"], programs, files, timeout=400, share=share, with_kernel=True, memory="2G",
                              append="rdinit=/systemd.init systemd.log_target=console systemd.show_status=false")
-            for line in done.output.replace("\r\n", "\n").splitlines():
-                if match := re.match(r"(not )?ok - (.*)", line):
-                    verdicts.line(match[2], match[1] is None)
-                else:
-                    print(line, flush=True)
-            if verdicts.passed + verdicts.failed != expected:
-                verdicts.line(f"all {expected} were tried", False, f"{verdicts.passed + verdicts.failed} were, status {done.status}\n"
-                              + harness.end_of(done.console, 100))
+            harness.tell(verdicts, done, (HERE / "systemd.sh").read_text(), 100)
 
     harness.main("systemd", test)
 

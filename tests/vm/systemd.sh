@@ -1,43 +1,21 @@
 # luod as a unit of systemd, which is the first process, over a kexec by `systemctl kexec`. A unit runs this, in each kernel.
-export PATH=/bin HOME=/root LUO_SOCKET=/run/luo/luod.sock
+export PATH=/bin HOME=/root
 for port in /sys/class/virtio-ports/*; do
   case $(cat "$port/name") in
     luo.out) exec >"/dev/${port##*/}" 2>&1 </dev/null ;;
     luo.status) status=/dev/${port##*/} ;;
   esac
 done
-kernel=/share/at/bzImage initrd=/share/at/initrd
 LUO_BOOT=$(sed -n 's/.*luo\.boot=\([0-9]*\).*/\1/p' /proc/cmdline)
 : "${LUO_BOOT:=1}"
+. /lib.sh
 
-does() { # NAME COMMAND...: one line for each, and its output if it failed
-  name=$1
-  shift
-  if "$@" >/tmp/said 2>&1; then echo "ok - $name"; else echo "not ok - $name"; sed 's/^/#   /' /tmp/said | tail -40; fi
-}
-says() { # PATTERN COMMAND...: fails, with these words
-  pattern=$1
-  shift
-  if "$@" >/tmp/answer 2>&1; then echo "it did not fail:"; cat /tmp/answer; return 1; fi
-  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
-}
-shows() { # PATTERN COMMAND...: succeeds, with these words
-  pattern=$1
-  shift
-  "$@" >/tmp/answer 2>&1 || { cat /tmp/answer; return 1; }
-  grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
-}
-soon() { # COMMAND...: within some seconds
-  for i in $(seq 100); do "$@" && return 0; sleep 0.1; done
-  return 1
-}
 pid() { luoctl --json status | tr -d ' \n' | sed "s/.*\"$1_pid\":\([0-9]*\).*/\1/"; }
 spared() { # keeper and worker have the command line that a shutdown spares
   for who in keeper worker; do
     [ "$(head -c1 "/proc/$(pid $who)/cmdline")" = @ ] || { echo "$who:"; tr '\0' ' ' <"/proc/$(pid $who)/cmdline"; return 1; }
   done
 }
-line() { echo "$(sed 's/ *luo.boot=[0-9]*//g' /proc/cmdline) luo.boot=$((LUO_BOOT + 1))"; }
 update() { luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"; }
 listed() { luoctl list | grep -q "$1"; }
 is_first() { [ "$(cat /proc/1/comm)" = systemd ] && [ -d /run/systemd/system ]; }
