@@ -303,6 +303,13 @@ Result<> Server::build_loop() {
   LUO_TRY(io(accept_source_, control_.listen_fd, EPOLLIN, &Callbacks::accept));
   LUO_TRY(io(holder_source_, holders_->fd().raw, EPOLLIN, &Callbacks::holder));
   LUO_TRY(io(wake_source_, wake_fd_.raw(), EPOLLIN, &Callbacks::wake));
+  // The loop's timer descriptor is made with its first timer: now, not when there is no memory and one has to wait for
+  // it.
+  sd_event_source* timer = nullptr;
+  if (const int r = sd_event_add_time(loop, &timer, CLOCK_MONOTONIC, UINT64_MAX - 1, 0, &Callbacks::deadline, this);
+      r < 0)
+    return fail(-r, "sd_event_add_time");
+  timer_keeper_.reset(timer);
   LUO_TRY(signal(term_source_, SIGTERM, &Callbacks::stop));
   LUO_TRY(signal(int_source_, SIGINT, &Callbacks::stop));
   // A session whose descriptor was closed is given up before a request of somebody else can see it.

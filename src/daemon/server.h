@@ -280,7 +280,7 @@ class Server {
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;
   Source accept_source_, accept_retry_, retry_, holder_source_, holder_retry_, watch_source_, watch_retry_,
-      wake_source_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
+      wake_source_, timer_keeper_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
   bool outcomes_due_ = false;        ///< an update has ended, or has moved on
   bool recheck_due_ = false;         ///< who is concerned by an update has changed
   bool unfreeze_due_ = false;        ///< a crossing is off
