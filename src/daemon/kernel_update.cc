@@ -21,7 +21,6 @@
 namespace luo::daemon {
 namespace {
 
-constexpr std::uint32_t kDefaultTimeoutMs = 60'000;
 constexpr std::uint64_t kLookAgainNs = 5'000'000'000;  ///< whether systemd is still ending everything
 constexpr std::size_t kPerStep = 64;                   ///< files given to the kernel in one transaction
 constexpr auto is(Phase phase) { return static_cast<std::uint32_t>(phase); }
@@ -67,20 +66,9 @@ Result<Next> Server::update_kernel(Request& request, Reply& reply, Change& chang
 
   UpdateRec& update = *LUO_TRY(state_->add_update(change));
   update.kind = static_cast<std::uint32_t>(wire::UpdateKind::Kernel);
-  update.phase = is(Phase::Preparing);
-  update.requester = request.peer.id;
-  update.ticket = request.header.nonce;
   update.flags = arg.flags;
-  update.begin_ns = update.prepare_ns = monotonic_ns();
-  update.deadline_ns =
-      update.begin_ns + std::uint64_t{arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs} * 1'000'000;
   wire::put_text(update.name, "the kernel");
-  change.commit();
-  request.stepped = true;
-  tell_prepare(update);
-  arm_deadlines();
-  if (all_ready(update)) cross_due_ = update.id;
-  return Next::Park;
+  return begin_crossing(request, change, update, arg.timeout_ms);
 }
 
 void Server::cross_kernel(UpdateRec& update) {

@@ -211,6 +211,7 @@ class Server {
   void quiesce(Change& change, UpdateRec& update);
   void complete_handover(Change& change, UpdateRec& update, const SessionView& before);
   Result<Next> update_simulated(Request& request, Reply& reply, Change& change);
+  Next begin_crossing(Request& request, Change& change, UpdateRec& update, std::uint32_t timeout_ms);
   void cross_everything(UpdateRec& update);
   // kernel_update.cc, kernel_arrival.cc, preflight.cc
   Result<> open_medium();

@@ -36,13 +36,17 @@ Result<Next> Server::update_simulated(Request& request, Reply& reply, Change& ch
 
   UpdateRec& update = *LUO_TRY(state_->add_update(change));
   update.kind = static_cast<std::uint32_t>(wire::UpdateKind::Simulated);
+  wire::put_text(update.name, "everything");
+  return begin_crossing(request, change, update, arg.timeout_ms);
+}
+
+/// Commits a new update in which all cross, and tells everybody; its request waits for the end.
+Next Server::begin_crossing(Request& request, Change& change, UpdateRec& update, std::uint32_t timeout_ms) {
   update.phase = is(Phase::Preparing);
   update.requester = request.peer.id;
   update.ticket = request.header.nonce;
   update.begin_ns = update.prepare_ns = monotonic_ns();
-  update.deadline_ns =
-      update.begin_ns + std::uint64_t{arg.timeout_ms != 0 ? arg.timeout_ms : kDefaultTimeoutMs} * 1'000'000;
-  wire::put_text(update.name, "everything");
+  update.deadline_ns = update.begin_ns + std::uint64_t{timeout_ms != 0 ? timeout_ms : kDefaultTimeoutMs} * 1'000'000;
   change.commit();
   request.stepped = true;
   tell_prepare(update);
