@@ -8,8 +8,6 @@
 // in its queue, nothing is remembered of it, and it is executed again from the start when something
 // has changed. So waiting survives a crash without any state of its own.
 #pragma once
-#include <systemd/sd-event.h>
-
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -22,6 +20,7 @@
 #include "daemon/control.h"
 #include "daemon/holder_watch.h"
 #include "daemon/keeper.h"
+#include "daemon/loop.h"
 #include "daemon/own_objects.h"
 #include "daemon/probe.h"
 #include "daemon/state.h"
@@ -34,13 +33,6 @@
 #include "wire/message.h"
 
 namespace luo::daemon {
-
-struct SdUnref {
-  void operator()(sd_event* e) const noexcept { sd_event_unref(e); }
-  void operator()(sd_event_source* s) const noexcept { sd_event_source_disable_unref(s); }
-};
-using Loop = std::unique_ptr<sd_event, SdUnref>;
-using Source = std::unique_ptr<sd_event_source, SdUnref>;
 
 /// What a command left to be done with its request.
 enum class Next {
@@ -93,7 +85,16 @@ class Server {
   int run();
 
  private:
-  // server.cc: start, loop, connections
+  // server.cc: start, loop, keeper
+  Result<> close_unnamed();
+  std::int64_t strays(std::uint64_t preserved) const;
+  std::int64_t lost_files() const;
+  Result<> build_loop();
+  void on_keeper_died();
+  void watch_keeper();
+  void notify_ready();
+
+  // connections.cc
   struct Peer {  ///< what is not in the arena: how a connection is watched
     std::uint64_t id = 0;
     Source io;
@@ -102,39 +103,34 @@ class Server {
     std::uint64_t parked_nonce = 0, parked_until_ns = 0;
     std::vector<std::vector<std::byte>> events;  ///< to be sent when it reads again
   };
-  Result<> close_unnamed();
-  Result<> adopt_connection(int fd);
-  Result<> build_loop();
-  Result<> watch_peer(PeerRec& peer);
-  void settle_answers();
   void on_accept();
   Result<> take_in(Fd& connection);
   void accept_later(const Error& why);
+  Result<> adopt_connection(int fd);
+  Result<> watch_peer(PeerRec& peer);
   void on_peer(std::uint64_t id, std::uint32_t revents);
+  void wait_to_send(Peer& peer, int code);  ///< after an error that is_for_later
+  void wait_for_memory(Peer& peer);         ///< its request cannot be received at the moment
+  bool retry_soon(int code);
+  void retry();
+  void settle_answers();
+  void drop_peer(std::uint64_t id, std::string_view why);
+
+  // holders.cc
+  std::uint64_t expect_holders();
+  void watch_soon();
+  bool watch_some_holders(std::size_t count);  ///< false: some cannot be watched now; will be tried again
+  void rest_holders();
+  bool reap_closed();  ///< whether it gave anything back
   void on_holder_closed(int write_fd);
   /// After the commit: grants (but not of the one who has it now), updates, waiting requests.
   void holder_is_gone(SessionId session, Role role, std::uint64_t has_it_now = 0);
   void settle_closed();
-  void on_keeper_died();
-  void watch_keeper();
-  void drop_peer(std::uint64_t id, std::string_view why);
-  bool reap_closed();  ///< whether it gave anything back
-  std::uint64_t expect_holders();
-  std::int64_t strays(std::uint64_t preserved) const;
-  std::int64_t lost_files() const;
-  void watch_soon();
-  bool watch_some_holders(std::size_t count);  ///< false: some cannot be watched now; will be tried again
-  void rest_holders();
-  void notify_ready();
 
   // requests.cc: one request
   void serve(Peer& peer, PeerRec& record);
   void answer(Peer& peer, PeerRec& record, const Request& request, Change& change, Reply& reply, const Error* error);
   bool send_answer(Peer& peer, PeerRec& record);  ///< false: blocked or dropped
-  void wait_to_send(Peer& peer, int code);        ///< after an error that is_for_later
-  void wait_for_memory(Peer& peer);               ///< its request cannot be received at the moment
-  bool retry_soon(int code);
-  void retry();
   void park(Peer& peer, Request& request);
   void wake_parked();
   void no_longer_pending(std::uint64_t peer, std::uint64_t nonce);  ///< nonce 0: any
