@@ -8,14 +8,13 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
-#include <optional>
 #include <semaphore>
 #include <system_error>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 
 #include "base/log.h"
+#include "cache/custodian_files.h"
 #include "luo/luo.h"
 
 namespace luo::cache {
@@ -70,19 +69,15 @@ class Custodian::Worker {
   const Fd& to_loop() const noexcept { return to_loop_; }
 
  private:
-  struct File {
-    int fd;
-    bool preserved;
-  };
-
   void run();
   bool take_jobs();
   void wait();
   void carry_out();
-  void preserve_missing();
-  void unpreserve(std::uint64_t token);
-  void begin_replacing(const Job& job);
-  void end_replacing();
+  // After a call of files_, whose only error is that luod is gone for good.
+  void settle(const Result<>& result) {
+    if (!result) lost(result.error().what);
+  }
+  Keeping keeping() const noexcept { return {luod_, session_.raw()}; }
   void refuse(std::uint64_t update, const std::string& why);
   int open_and_subscribe();
   void dispatch();
@@ -121,7 +116,7 @@ class Custodian::Worker {
   std::atomic<int>* shown_;
   luo_connection* luod_ = nullptr;
   Fd session_;
-  std::unordered_map<std::uint64_t, File> files_;
+  SessionFiles files_;
   std::vector<Job> jobs_;
   Clock::time_point due_ = Clock::time_point::max();  // when jobs_ are carried out, or luod is tried again
   milliseconds retry_ = kFirstRetry;
@@ -129,9 +124,7 @@ class Custodian::Worker {
   bool preparing_ = false;
   bool simulated_ = false;          // and it is one that ends this side, as a kexec would
   bool of_the_kernel_ = false;      // and it is one
-  std::optional<Job> replacing_;    // luod does not have the new one yet
   std::uint64_t quiesced_for_ = 0;  // the update for which the loop has stopped last
-  bool missing_ = false;            // some of files_ are not preserved
   bool crossed_ = false;            // there is nothing left to keep
   bool letting_go_ = false;
   bool stop_ = false;
@@ -164,11 +157,8 @@ Result<> Custodian::Worker::connect() {
 Result<> Custodian::Worker::start(Fd session, const std::vector<KeptFile>& kept) {
   session_ = std::move(session);
   show(session_.raw());
-  for (const KeptFile& file : kept) files_[file.token] = {file.fd, luod_ != nullptr};
-  if (luod_ == nullptr) {
-    missing_ = true;
-    due_ = Clock::now();
-  }
+  for (const KeptFile& file : kept) files_.add(file.fd, file.token, luod_ != nullptr);
+  if (luod_ == nullptr) due_ = Clock::now();
   sigset_t all, before;
   sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -284,86 +274,24 @@ void Custodian::Worker::carry_out() {
   std::vector<Job> leaving;
   for (const Job& job : jobs) {
     if (job.kind == Job::Preserve) {
-      files_[job.token] = {job.fd, false};
-      missing_ = true;
+      files_.add(job.fd, job.token, false);
     } else if (job.kind == Job::GiveUp) {
-      const auto file = files_.find(job.token);
-      if (file != files_.end() && file->second.preserved) leaving.push_back(job);
+      if (files_.remove(job.token)) leaving.push_back(job);
       else if (job.fd >= 0) close_number(job.fd);
-      if (file != files_.end()) files_.erase(file);
     } else if (job.kind == Job::Replace) {
-      begin_replacing(job);
+      settle(files_.begin_replacing(keeping(), job.fd, job.token, Fd::adopt(job.old_fd), job.old_token));
     } else if (job.kind == Job::Unable) {
       refuse(job.token, job.why);
     }
   }
-  if (missing_) preserve_missing();
-  end_replacing();
+  settle(files_.preserve_missing(keeping()));
+  settle(files_.end_replacing(keeping()));
   for (const Job& job : leaving) {
-    unpreserve(job.token);
+    settle(files_.unpreserve(keeping(), job.token));
     if (job.fd >= 0) close_number(job.fd);
   }
   if (preparing_ && quiesced_for_ == update_) say_ready();
   if (letting_go_) end_hold();
-}
-
-void Custodian::Worker::preserve_missing() {
-  if (luod_ == nullptr) return;
-  missing_ = false;
-  std::vector<int> fds;
-  std::vector<std::uint64_t> tokens;
-  for (const auto& [token, file] : files_) {
-    if (file.preserved) continue;
-    fds.push_back(file.fd);
-    tokens.push_back(token);
-  }
-  if (fds.empty()) return;
-  std::vector<int> errors(fds.size(), 0);
-  const int kept = luo_preserve_many(luod_, session_.raw(), fds.data(), tokens.data(), errors.data(), fds.size());
-  const std::string why = luo_last_error();
-  if (!still_there(kept, "preserve connections")) return;
-  std::size_t refused = 0;
-  for (std::size_t i = 0; i < fds.size(); ++i) {
-    files_[tokens[i]].preserved = errors[i] == 0 || errors[i] == EEXIST;
-    if (!files_[tokens[i]].preserved) ++refused;
-  }
-  if (refused == 0) return;
-  log(Level::Warning, "luod refused {} of {} files, which an update will close: {}", refused, fds.size(), why);
-  missing_ = true;  // tried again with the next batch
-}
-
-void Custodian::Worker::unpreserve(std::uint64_t token) {
-  if (luod_ == nullptr) return;
-  const int result = luo_unpreserve_fd(luod_, session_.raw(), token);
-  if (!still_there(result, "unpreserve a connection") || result == 0 || result == -ENOENT) return;
-  log(Level::Warning, "unpreserve token {}: {}", token, luo_last_error());
-}
-
-/// Whatever luod would not take yet of an earlier one is off.
-void Custodian::Worker::begin_replacing(const Job& job) {
-  const auto [file, is_new] = files_.try_emplace(job.token, File{job.fd, false});
-  if (!is_new && file->second.fd != job.fd) {
-    if (file->second.preserved) unpreserve(job.token);
-    file->second = {job.fd, false};
-  }
-  if (!file->second.preserved) missing_ = true;
-  if (replacing_ && replacing_->old_fd >= 0) close_number(replacing_->old_fd);
-  replacing_ = job;
-  if (file->second.preserved) end_replacing();
-}
-
-void Custodian::Worker::end_replacing() {
-  if (!replacing_) return;
-  const auto fresh = files_.find(replacing_->token);
-  const bool there = fresh != files_.end() && fresh->second.preserved;
-  if (!there && luod_ != nullptr) return;  // without luod, neither is
-  const auto old = files_.find(replacing_->old_token);
-  if (old != files_.end()) {
-    if (old->second.preserved) unpreserve(replacing_->old_token);
-    files_.erase(replacing_->old_token);
-  }
-  if (replacing_->old_fd >= 0) close_number(replacing_->old_fd);
-  replacing_.reset();
 }
 
 void Custodian::Worker::refuse(std::uint64_t update, const std::string& why) {
@@ -412,9 +340,9 @@ void Custodian::Worker::say_ready() {
   preparing_ = false;
   if (luod_ == nullptr) return;
   // An update that would close connections is no update that we agree to, except of the kernel, which closes all.
-  const char* const missing = !of_the_kernel_ ? missing_ ? "luod could not keep some of the connections" : nullptr
-                              : replacing_    ? "luod could not keep the image of the cache"
-                                              : nullptr;
+  const char* missing = nullptr;
+  if (of_the_kernel_ && files_.replacing()) missing = "luod could not keep the image of the cache";
+  if (!of_the_kernel_ && files_.missing()) missing = "luod could not keep some of the connections";
   const int result = missing != nullptr ? luo_update_refuse(luod_, update_, missing) : luo_update_ready(luod_, update_);
   if (!still_there(result, "answer that an update can go on") || result == 0) return;
   log(Level::Warning, "update {}: luod does not take our answer: {}", update_, luo_last_error());
@@ -441,8 +369,7 @@ void Custodian::Worker::lost(std::string_view during) {
   luo_close(std::exchange(luod_, nullptr));
   show(-1);
   session_.close();
-  for (auto& [token, file] : files_) file.preserved = false;
-  missing_ = true;
+  files_.none_is_preserved();
   preparing_ = false;
   retry_ = kFirstRetry;
   due_ = Clock::now() + retry_;
