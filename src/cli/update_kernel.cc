@@ -43,20 +43,6 @@ class Interrupt {
   Fd fd_;
 };
 
-/// What we have loaded, until somebody else is responsible for it.
-class Loaded {
- public:
-  explicit Loaded(kexec::Slot& slot) : slot_{&slot} {}
-  ~Loaded() { (void)unload(); }  // on the ways out that nobody has thought of
-  Loaded(const Loaded&) = delete;
-  Loaded& operator=(const Loaded&) = delete;
-  void keep() { slot_ = nullptr; }
-  Result<> unload() { return slot_ == nullptr ? Result<>{} : std::exchange(slot_, nullptr)->unload(); }
-
- private:
-  kexec::Slot* slot_;
-};
-
 /// Does `work` in another thread, and says so if it takes long.
 template <class Work>
 auto with_progress(std::string what, Work work) {
@@ -169,7 +155,7 @@ class KernelUpdate {
       const std::string advice = kexec::advice_on_load(done.error().code);
       return stop(kFailed, std::move(done).error().during(fmt::format("load '{}'", chosen_.kernel)), advice);
     }
-    Loaded loaded{slot_};
+    kexec::Loaded loaded{slot_};
     say(options_.kernel.dry_run ? "loaded; asking all to get ready (dry run)\n"
                                 : "loaded; asking all to get ready, then the machine restarts\n");
     wire::UpdateKernelArg arg{};
@@ -185,12 +171,16 @@ class KernelUpdate {
     if (report) report_ = *report;
     if (answer->header.error != 0) {
       const Error error = error_in(*answer, report ? &*report : nullptr);
-      return stop(kFailed, error, advice_on_unload(loaded.unload()));
+      return stop(kFailed, error, kexec::advice_on_unload(loaded.unload()));
     }
     if (!options_.kernel.dry_run) loaded.keep();  // it is on its way
-    const std::string unloaded = advice_on_unload(loaded.unload());
+    const std::string unloaded = kexec::advice_on_unload(loaded.unload());
     if (!report) return stop(kFailed, report.error(), unloaded);
-    if (options_.json) return {kDone, text_of(document(true)), {}};
+    if (options_.json) {
+      json all = document(true);
+      if (!unloaded.empty()) all["advice"] = unloaded;
+      return {kDone, text_of(all), {}};
+    }
     const auto text = render_kernel_update(*report, target_.release);
     if (!text) return stop(kFailed, text.error(), unloaded);
     return {kDone, *text, unloaded.empty() ? "" : "luoctl: " + unloaded + "\n"};
@@ -209,19 +199,14 @@ class KernelUpdate {
   /// Nobody knows then how far luod has come. Under systemd a shutdown may have begun, which would become a reboot
   /// through the firmware if the kernel was not there any more. Without it the kernel's reboot fails, and luod takes
   /// all back.
-  Outcome without_an_answer(Error error, Loaded& loaded) {
+  Outcome without_an_answer(Error error, kexec::Loaded& loaded) {
     const bool ours = options_.kernel.dry_run || (error.code == EINTR && !systemd_is_running());
     if (!ours) loaded.keep();
-    const std::string advice = ours ? advice_on_unload(loaded.unload())
+    const std::string advice = ours ? kexec::advice_on_unload(loaded.unload())
                                     : "the kernel stays loaded; if the machine does not restart, see luoctl status and "
                                       "luod's log, and kexec -u";
     connection_.reset();
     return stop(status_of(error), std::move(error), advice);
-  }
-
-  static std::string advice_on_unload(const Result<>& unloaded) {
-    if (unloaded) return {};
-    return fmt::format("the kernel is still loaded for kexec: {} (kexec -u unloads it)", unloaded.error());
   }
 
   std::string goal() const { return options_.kernel.dry_run ? "update kernel (dry run)" : "update kernel"; }

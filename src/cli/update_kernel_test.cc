@@ -25,6 +25,7 @@ using wire::Command;
 
 struct FakeSlot final : kexec::Slot {
   int error = 0;  ///< of load()
+  int unload_error = 0;
   bool full = false, before = false;
   int loads = 0, unloads = 0;
   std::string line;
@@ -40,6 +41,7 @@ struct FakeSlot final : kexec::Slot {
   }
   Result<> unload() override {
     ++unloads;
+    if (unload_error != 0) return fail(unload_error, "unload");
     full = false;
     return {};
   }
@@ -294,6 +296,27 @@ TEST_F(UpdateKernelTest, JsonOfOneThatWorkedIsOneObject) {
   EXPECT_EQ(as_json["ok"], true);
   EXPECT_EQ(as_json["report"], kDryReport);
   EXPECT_EQ(as_json["kernel"]["path"], path("bzImage"));
+}
+
+TEST_F(UpdateKernelTest, AKernelThatStaysLoadedIsSaidWhateverCameOfTheUpdate) {
+  slot_.unload_error = EBUSY;
+  for (const bool refused : {false, true}) {
+    for (const bool as_json : {false, true}) {
+      FakeLuod luod{[refused](FakeLuod& self) {
+        expect_preflight(self, preflight());
+        report(self, self.expect(Command::UpdateKernel), kDryReport, refused ? EBUSY : 0);
+      }};
+      Options options = options_for(luod);
+      options.kernel.dry_run = true;
+      options.json = as_json;
+      const auto outcome = update(options);
+      EXPECT_EQ(outcome.status, refused ? kFailed : kDone);
+      const std::string said = as_json ? json::parse(outcome.out).value("advice", "") : outcome.err;
+      EXPECT_THAT(said, HasSubstr("the kernel is still loaded for kexec: unload: " + errno_text(EBUSY)));
+      EXPECT_THAT(said, HasSubstr("kexec -u"));
+    }
+  }
+  EXPECT_EQ(slot_.unloads, 4);
 }
 
 TEST_F(UpdateKernelTest, WithoutAWordOfLuodTheKernelStaysLoadedButForADryRun) {

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/strong.h"
 #include "sys/memfd.h"
 
@@ -48,6 +49,10 @@ Result<bool> KernelSlot::loaded() {
   return state == '1';
 }
 
+Loaded::~Loaded() {
+  if (const std::string advice = advice_on_unload(unload()); !advice.empty()) log(Level::Error, "{}", advice);
+}
+
 std::string advice_on_load(int code) {
   switch (code) {
     case EPERM:
@@ -79,6 +84,11 @@ std::string advice_on_load(int code) {
              "key (.machine, .secondary_trusted_keys)";
     default: return {};
   }
+}
+
+std::string advice_on_unload(const Result<>& unloaded) {
+  if (unloaded) return {};
+  return fmt::format("the kernel is still loaded for kexec: {} (kexec -u unloads it)", unloaded.error());
 }
 
 }  // namespace luo::kexec

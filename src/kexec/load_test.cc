@@ -2,7 +2,7 @@
 #include "kexec/load.h"
 
 #include <fcntl.h>
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 #include <linux/capability.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -37,6 +37,40 @@ TEST(Load, EveryRefusalThatTheKernelHasComesWithAdvice) {
                          ENOKEY, ENODATA, ENOPKG, EBADMSG})
     EXPECT_NE(advice_on_load(code), "") << code;
   EXPECT_EQ(advice_on_load(EXDEV), "");
+}
+
+/// A slot whose kernel does not come out of it any more.
+struct StuckSlot final : Slot {
+  int unloads = 0;
+  Result<> load(FdRef, const Fd&, const std::string&) override { return {}; }
+  Result<> unload() override {
+    ++unloads;
+    return fail(EBUSY, "unload");
+  }
+  Result<bool> loaded() override { return true; }
+};
+
+TEST(Loaded, SaysOnTheWayOutThatTheKernelStays) {
+  StuckSlot slot;
+  testing::internal::CaptureStderr();
+  { const Loaded loaded{slot}; }
+  EXPECT_EQ(slot.unloads, 1);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              testing::HasSubstr("the kernel is still loaded for kexec: unload: " + errno_text(EBUSY) +
+                                 " (kexec -u unloads it)"));
+}
+
+TEST(Loaded, IsQuietOnTheWayOutAboutWhatWasToldOrIsToStay) {
+  StuckSlot slot;
+  testing::internal::CaptureStderr();
+  {
+    Loaded told{slot}, kept{slot};
+    EXPECT_NE(advice_on_unload(told.unload()), "");
+    kept.keep();
+  }
+  EXPECT_EQ(slot.unloads, 1);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  EXPECT_EQ(advice_on_unload({}), "");
 }
 
 }  // namespace
