@@ -22,6 +22,7 @@ namespace luo::daemon {
 namespace {
 
 constexpr std::uint64_t kLookAgainNs = 5'000'000'000;  ///< whether systemd is still ending everything
+constexpr std::uint64_t kTryAgainUs = 200'000;         ///< what could not be stored while the kernel is left
 constexpr std::size_t kPerStep = 64;                   ///< files given to the kernel in one transaction
 constexpr auto is(Phase phase) { return static_cast<std::uint32_t>(phase); }
 
@@ -74,15 +75,53 @@ Result<Next> Server::update_kernel(Request& request, Reply& reply, Change& chang
 void Server::cross_kernel(UpdateRec& update) {
   if (control_.leaving.load() != 0 && kernel_->offers_image()) return;
   auto left = leave_kernel(update);
-  if (left) return;  // a shutdown is under way
+  if (left) {  // a shutdown is under way
+    if (!std::exchange(leaving_trouble_, {}).empty()) log(Level::Notice, "luod's state is stored for the next kernel");
+    return;
+  }
+  if (control_.leaving.load() != 0) return try_to_leave_again(left.error());
   Change change{arena_};
   fail_update(change, update, left.error());
   change.commit();
 }
 
+/// Of a worker that follows one that was killed: the shutdown goes on, whatever fails here, and nothing of what is to
+/// cross may be given up before that is over.
+void Server::try_to_leave_again(const Error& why) {
+  kernel_->withdraw_image();  // not all of it is there
+  if (std::string trouble = to_string(why); trouble != leaving_trouble_) {
+    log(Level::Error, "luod's state is not stored for the next kernel: {}; trying again until it is", trouble);
+    leaving_trouble_ = std::move(trouble);
+  }
+  const auto again = [](sd_event_source*, std::uint64_t, void* context) {
+    static_cast<Server*>(context)->go_on_leaving();
+    return 0;
+  };
+  sd_event_source* raw = nullptr;
+  const int added = sd_event_add_time_relative(loop_.get(), &raw, CLOCK_MONOTONIC, kTryAgainUs, 0, again, this);
+  if (added >= 0) leaving_retry_.reset(raw);
+  else log(Level::Error, "event loop: {}", errno_text(-added));  // still_leaving() tries as well
+}
+
+bool Server::is_kernel_update_running() const {
+  bool running = false;
+  state_->for_each_update([&](const UpdateRec& update) {
+    running = running || (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel));
+  });
+  return running;
+}
+
+void Server::go_on_leaving() {
+  if (control_.leaving.load() == 0) return;
+  state_->for_each_update([&](const UpdateRec& update) {
+    if (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel)) cross_due_ = update.id;
+  });
+  after_commit();
+}
+
 /// Returns only if that failed, or if somebody else is to do the last step.
 Result<> Server::leave_kernel(UpdateRec& update) {
-  const std::uint64_t ready = monotonic_ns();
+  const std::uint64_t ready = update.quiesced_ns != 0 ? update.quiesced_ns : monotonic_ns();
   const std::uint64_t sessions = engine_->session_count(), files = engine_->file_count();
   LUO_TRY(place_late_files(update));
   const std::uint64_t preserved = monotonic_ns();
@@ -170,6 +209,7 @@ bool Server::still_leaving(UpdateRec& update) {
   Change change{arena_};
   change.tx.set(update.deadline_ns, monotonic_ns() + kLookAgainNs);
   change.commit();
+  if (!kernel_->offers_image()) cross_due_ = update.id;
   return true;
 }
 
@@ -234,12 +274,9 @@ Result<> Server::place_late_files(UpdateRec&) {
 
 /// They can grow again. Not while an update of the kernel goes on.
 void Server::displace_late_files() {
-  if (!kernel_) return;
-  bool running = false;
-  state_->for_each_update([&](const UpdateRec& update) {
-    running = running || (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel));
-  });
-  if (running) return;
+  if (!kernel_ || is_kernel_update_running()) return;
+  leaving_retry_.reset();
+  leaving_trouble_.clear();
   // Whoever has closed a session meanwhile is seen now.
   if (control_.leaving.exchange(0) != 0) sd_event_source_set_enabled(holder_source_.get(), SD_EVENT_ON);
   kernel_->withdraw_image();

@@ -155,12 +155,7 @@ Result<> Server::restore(WorkerKind kind) {
   tell_outcomes();
   if (again) arm_deadlines();
   // The worker before had offered its state to the next kernel, and that went with it.
-  if (control_.leaving.load() != 0) {
-    state_->for_each_update([&](const UpdateRec& update) {
-      if (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel)) cross_due_ = update.id;
-    });
-    after_commit();
-  }
+  go_on_leaving();
   return {};
 }
 

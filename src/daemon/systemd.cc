@@ -6,10 +6,13 @@
 #include <systemd/sd-login.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <fstream>
 #include <vector>
 
+#include "base/log.h"
 #include "sys/memfd.h"
 
 namespace luo::daemon {
@@ -69,7 +72,15 @@ bool shutdown_goes_on() {
   std::ifstream{"/proc/1/comm"} >> first;
   if (first.starts_with("systemd-shut")) return true;  // takes no questions any more
   const Result<Said> said = systemctl({"is-system-running"});
-  return said && said->words.starts_with("stopping");
+  constexpr std::array<std::string_view, 5> kGoesOnAsEver = {"initializing", "starting", "running", "degraded",
+                                                             "maintenance"};
+  if (said && std::ranges::any_of(kGoesOnAsEver, [&](std::string_view word) { return said->words.starts_with(word); }))
+    return false;
+  if (!said || !said->words.starts_with("stopping"))
+    log(Level::Warning, "whether systemd is ending everything cannot be learned ({}); taking it that it is",
+        said ? fmt::format("`systemctl is-system-running` says '{}'", said->words.substr(0, said->words.find('\n')))
+             : to_string(said.error()));
+  return true;
 }
 
 std::string unit_that_shutdown_stops() {

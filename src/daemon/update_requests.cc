@@ -188,7 +188,7 @@ void Server::recheck_preparing() {
 
 /// What a crossing that is off, or that a killed worker had begun, has frozen.
 void Server::unfreeze_leftovers() {
-  if (engine_->frozen_count() == 0) return;
+  if (engine_->frozen_count() == 0 || (control_.leaving.load() != 0 && is_kernel_update_running())) return;
   std::vector<SessionId> frozen;
   engine_->for_each_session([&](const SessionView& session) {
     if (session.state == SessionState::Frozen && state_->running_update_of(session.id) == nullptr)

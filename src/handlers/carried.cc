@@ -8,16 +8,26 @@
 namespace luo::handlers {
 namespace {
 
-// data[2]: the token in the kernel's session. data[3]: part in bits 0-31, seals in 32-47, mode in 48-59, and that all
-// of this is there, so that no handler's own word is taken for it.
+// data[2]: the token in the kernel's session. data[3]: part in bits 0-31, seals in 32-47, mode in 48-59, how it is open
+// in 60-62 (all 0: for reading and writing), and that all of this is there, so that no handler's own word is taken for
+// it.
 constexpr std::uint64_t kPlaced = std::uint64_t{1} << 63;
+
+constexpr unsigned kAppends = 4;
+constexpr unsigned packed_open(int open) noexcept {
+  return static_cast<unsigned>((open ^ O_RDWR) & O_ACCMODE) | ((open & O_APPEND) != 0 ? kAppends : 0);
+}
+constexpr int open_in(unsigned bits) noexcept {
+  return (static_cast<int>(bits & O_ACCMODE) ^ O_RDWR) | ((bits & kAppends) != 0 ? O_APPEND : 0);
+}
 
 constexpr std::uint64_t packed(std::uint32_t part, Properties properties) noexcept {
   return kPlaced | part | std::uint64_t{properties.seals & 0xffffU} << 32 |
-         std::uint64_t{properties.mode & 0xfffU} << 48;
+         std::uint64_t{properties.mode & 0xfffU} << 48 | std::uint64_t{packed_open(properties.open)} << 60;
 }
 constexpr Properties properties_in(std::uint64_t word) noexcept {
-  return {static_cast<unsigned>(word >> 32) & 0xffff, static_cast<unsigned>(word >> 48) & 0xfff};
+  return {static_cast<unsigned>(word >> 32) & 0xffff, static_cast<unsigned>(word >> 48) & 0xfff,
+          open_in(static_cast<unsigned>(word >> 60) & 7)};
 }
 
 }  // namespace
@@ -74,11 +84,10 @@ Result<HandlerData> CarriedHandler::freeze(const KeptFile& file) {
   HandlerData data = LUO_TRY(inner_.freeze(inner(file)));
   const medium::Place place = place_of(file.data);
   if (place.part == 0) return data;
-  // Seals that were added since are not in what the kernel has written down (D5).
-  Properties properties = properties_in(file.data[3]);
-  if (const int seals = fcntl(file.fd, F_GET_SEALS); seals >= 0) properties.seals = static_cast<unsigned>(seals);
+  // Seals and modes of since then are not in what the kernel has written down (D5).
+  struct stat st {};
   data[2] = place.token;
-  data[3] = packed(place.part, properties);
+  data[3] = fstat(file.fd, &st) == 0 ? packed(place.part, properties_of(file.fd, st.st_mode)) : file.data[3];
   return data;
 }
 

@@ -275,6 +275,15 @@ TEST_F(Carried, WhichSealsItHasIsWrittenDownAtTheFreeze) {
   EXPECT_EQ(*files.freeze({-1, Token{7}, gone}), gone) << "a file that was lost";
 }
 
+TEST_F(Carried, WhichModeItHasIsWrittenDownAtTheFreeze) {
+  const Fd fd = memfd();
+  const HandlerData data = preserve(files, fd).value();
+  ASSERT_EQ(fchmod(fd.raw(), 0600), 0);
+  const HandlerData frozen = files.freeze({fd.raw(), Token{7}, data}).value();
+  EXPECT_EQ(frozen[3] >> 48 & 0xfff, 0600U);
+  EXPECT_EQ(CarriedHandler::place_of(frozen).token, CarriedHandler::place_of(data).token);
+}
+
 TEST_F(Carried, UnpreserveOfAnAbandonedStepHasNoEffect) {
   const Fd fd = memfd(), other = memfd();
   ASSERT_TRUE(preserve(files, fd));
@@ -347,6 +356,29 @@ TEST_F(Brought, TheFileIsTheNewOneWithItsPropertiesAsTheyWere) {
   EXPECT_EQ(arrival.data, (HandlerData{info.st.st_ino, info.st.st_dev, 0, 0})) << "the kernel has it no more";
   EXPECT_TRUE(over.retrieve({file.raw(), Token{7}, arrival.data}));
   EXPECT_EQ(next.retrieved.size(), 1U);
+  arrived.end_arrival();
+}
+
+TEST_F(Brought, AccessAndAppendingAreAsTheyWere) {
+  const std::vector<int> ways{O_RDONLY, O_WRONLY, O_RDWR, O_RDONLY | O_APPEND, O_RDWR | O_APPEND};
+  std::vector<Fd> given;
+  std::vector<std::pair<int, HandlerData>> crossed;
+  for (const int how : ways) {
+    const Fd own = memfd();
+    given.push_back(Fd::adopt(open(("/proc/self/fd/" + std::to_string(own.raw())).c_str(), how | O_CLOEXEC)));
+    ASSERT_TRUE(given.back().valid());
+    crossed.emplace_back(how, preserve(files, given.back()).value());
+    crossed.emplace_back(how, files.freeze({given.back().raw(), Token{7}, crossed.back().second}).value());
+  }
+  for (const auto& [how, of] : crossed) {
+    const auto arrival = bring(of);
+    ASSERT_GE(arrival.fd, 0);
+    const Fd file = Fd::adopt(arrival.fd);
+    EXPECT_EQ(fcntl(file.raw(), F_GETFL) & (O_ACCMODE | O_APPEND), how);
+    EXPECT_EQ(fcntl(file.raw(), F_GETFD), 0) << "it goes over luod's next exec";
+    EXPECT_EQ(info_of(file).st.st_ino, info_of(came).st.st_ino);
+    EXPECT_EQ(arrival.data[0], info_of(came).st.st_ino);
+  }
   arrived.end_arrival();
 }
 

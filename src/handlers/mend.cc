@@ -5,6 +5,8 @@
 #include <sys/sendfile.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
+
 #ifndef F_SEAL_EXEC
 #define F_SEAL_EXEC 0x0020
 #endif
@@ -34,11 +36,22 @@ Result<Fd> copy_of(const Fd& file, off_t size, unsigned flags) {
   return copy;
 }
 
+/// The same file and position. The kernel brings every file open for reading and writing.
+Result<Fd> reopened(const Fd& file, int access) {
+  Fd again = Fd::adopt(open(fmt::format("/proc/self/fd/{}", file.raw()).c_str(), access | O_CLOEXEC));
+  if (!again.valid()) return sys_fail("open a memfd again, with access mode {}", access);
+  const off_t position = lseek(file.raw(), 0, SEEK_CUR);
+  if (position < 0 || lseek(again.raw(), position, SEEK_SET) != position) return sys_fail("lseek({})", position);
+  return again;
+}
+
 }  // namespace
 
 Properties properties_of(int fd, mode_t mode) noexcept {
   const int seals = fcntl(fd, F_GET_SEALS);
-  return {seals < 0 ? 0U : static_cast<unsigned>(seals), static_cast<unsigned>(mode) & kMode};
+  const int flags = fcntl(fd, F_GETFL);
+  return {seals < 0 ? 0U : static_cast<unsigned>(seals), static_cast<unsigned>(mode) & kMode,
+          flags < 0 ? O_RDWR : flags & (O_ACCMODE | O_APPEND)};
 }
 
 Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
@@ -56,11 +69,15 @@ Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
     mode = copy.st_mode & kMode;
     seals = flags != 0 ? F_SEAL_EXEC : 0;
   }
-  if (mode != before.mode && fchmod(file.raw(), before.mode) != 0)
-    return sys_fail("give a memfd its mode {:o} back", before.mode);
   const unsigned missing = before.seals & ~seals;
   if (missing != 0 && fcntl(file.raw(), F_ADD_SEALS, missing) != 0)
     return sys_fail("give a memfd its seals {:#x} back", missing);
+  // Seals take one that can be written; with its mode as it was it could perhaps not be opened.
+  if (const int access = before.open & O_ACCMODE; access != O_RDWR) file = LUO_TRY(reopened(file, access));
+  if ((before.open & O_APPEND) != 0 && fcntl(file.raw(), F_SETFL, O_APPEND) != 0)
+    return sys_fail("open a memfd for appending again");
+  if (mode != before.mode && fchmod(file.raw(), before.mode) != 0)
+    return sys_fail("give a memfd its mode {:o} back", before.mode);
   return file;
 }
 

@@ -64,6 +64,32 @@ TEST(Mend, OneThatCameBackSealedAgainstWritingCanBeWrittenAgain) {
   EXPECT_EQ(pwrite(mended->raw(), "NO", 2, 0), 2);
 }
 
+TEST(Mend, WhatWasOpenForReadingOnlyIsSoAgain) {
+  for (const int access : {O_RDONLY, O_WRONLY}) {
+    Fd fd = memfd(0, "read only");
+    ASSERT_EQ(lseek(fd.raw(), 5, SEEK_SET), 5);
+    const struct stat st = stat_of(fd);
+    const auto mended = mend(std::move(fd), st, {F_SEAL_GROW, 0, access});
+    ASSERT_TRUE(mended) << mended.error().what;
+    EXPECT_EQ(stat_of(*mended).st_ino, st.st_ino) << "not copied";
+    EXPECT_EQ(fcntl(mended->raw(), F_GETFL) & O_ACCMODE, access);
+    EXPECT_EQ(lseek(mended->raw(), 0, SEEK_CUR), 5);
+    EXPECT_EQ(fcntl(mended->raw(), F_GET_SEALS), F_SEAL_GROW) << "added before that";
+    EXPECT_EQ(stat_of(*mended).st_mode & 07777U, 0U) << "taken away after that";
+    EXPECT_EQ(pwrite(mended->raw(), "x", 1, 0), access == O_RDONLY ? -1 : 1);
+  }
+}
+
+TEST(Mend, WhatAppendedDoesAgain) {
+  Fd fd = memfd(0, "log");
+  const struct stat st = stat_of(fd);
+  const auto mended = mend(std::move(fd), st, {0, st.st_mode & 07777U, O_RDWR | O_APPEND});
+  ASSERT_TRUE(mended) << mended.error().what;
+  ASSERT_EQ(lseek(mended->raw(), 0, SEEK_SET), 0);
+  EXPECT_EQ(write(mended->raw(), "!", 1), 1);
+  EXPECT_EQ(content(*mended), "log!");
+}
+
 TEST(Mend, SealsThatItHadStay) {
   Fd fd = memfd(0, "sealed");
   ASSERT_EQ(fcntl(fd.raw(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL), 0);

@@ -77,6 +77,10 @@ void Kernel::end_arrival() {
   for (std::uint32_t number = 1; number <= parts_.size(); ++number) {
     PartRecord& record = *part(number);
     if (record.group == 0) continue;
+    // Of sessions that nobody had claimed on the side before: nothing of it was brought, and only who takes it can give
+    // its memory back.
+    if (record.fd < 0 && record.in_kernel != 0)
+      if (auto fd = take_session(*device_, name_of(record.serial), left_behind_); fd) record.fd = fd->release();
     if (record.fd >= 0)
       if (auto done = device_->finish(FdRef::borrow(record.fd)); !done)
         log(Level::Warning, "give kernel session {} back: {}", number, done.error());

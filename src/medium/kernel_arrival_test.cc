@@ -171,6 +171,14 @@ TEST_F(KernelArrival, EveryFileIsBroughtAndEverySessionGivenBack) {
   EXPECT_FALSE(before.crossing.contains(after.created[0]));
 }
 
+TEST_F(KernelArrival, WhatNobodyWantsIsGivenBackToo) {
+  kernel->arrive();
+  ASSERT_TRUE(kernel->bring(places[1])) << "of a session of its own";
+  kernel->end_arrival();
+  EXPECT_THAT(after.retrieved, ::testing::UnorderedElementsAreArray(sessions()));
+  EXPECT_THAT(after.finished, ::testing::UnorderedElementsAreArray(sessions()));
+}
+
 TEST_F(KernelArrival, WhatIsLostIsLostAlone) {
   kernel->arrive();
   after.errors[places[0].token] = ENOMEM;

@@ -28,12 +28,16 @@ def build(source, folder, name=None):
     return out
 
 
-def kexec():
-    """The program kexec(8) of this machine, to be packed."""
-    found = shutil.which("kexec", path="/sbin:/usr/sbin:/usr/bin")
+def program(name):
+    """A program of this machine, to be packed."""
+    found = shutil.which(name, path="/sbin:/usr/sbin:/usr/bin")
     if found is None:
-        raise Missing("kexec is missing; scripts/install-vm-deps installs it")
+        raise Missing(f"{name} is missing; scripts/install-vm-deps installs it")
     return pathlib.Path(found)
+
+
+def kexec():
+    return program("kexec")
 
 
 class Verdicts:

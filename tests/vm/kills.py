@@ -25,7 +25,7 @@ def main():
         with tempfile.TemporaryDirectory(prefix="luo-vm-kills-") as share:
             script = (HERE / "kills.sh").read_text()
             suites = re.findall(r" suite (\S+)", script)
-            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service", "luo-vm-kills", *suites)] + [harness.kexec()]
+            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service", "luo-vm-kills", *suites)] + [harness.program("kexec"), harness.program("prlimit")]
             # The suites know luod by where it was built.
             done = guest.run(["sh", "/kills.sh", str(options.programs.resolve())], programs, [(HERE / "kills.sh", "kills.sh"), (HERE / "lib.sh", "lib.sh")], timeout=600,
                              memory="2G", share=share, with_kernel=True)

@@ -21,8 +21,12 @@ shows() { # PATTERN COMMAND...: succeeds, with these words
   "$@" >/tmp/answer 2>&1 || { cat /tmp/answer; return 1; }
   grep -q -- "$pattern" /tmp/answer || { echo "no '$pattern' in:"; cat /tmp/answer; return 1; }
 }
+not() { ! "$@"; }
 soon() { # COMMAND...: within some seconds
   for i in $(seq 100); do "$@" && return 0; sleep 0.1; done
   return 1
+}
+leaving_image() { # KEEPER: luod's own kernel session, which carries its state, is there
+  ls -l "/proc/$1/fd" | grep 'luo_session\] luod$'
 }
 line() { echo "$(sed 's/ *luo.boot=[0-9]*//g' /proc/cmdline) luo.boot=$((LUO_BOOT + 1))"; }

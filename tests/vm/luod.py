@@ -22,9 +22,9 @@ def main():
 
     def test(verdicts):
         with tempfile.TemporaryDirectory(prefix="luo-vm-luod-") as share:
-            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service")] + [harness.kexec()]
+            programs = [options.programs / name for name in ("luod", "luoctl", "luo-vm-service")] + [harness.program("kexec"), harness.program("prlimit")]
             script = (HERE / "luod.sh").read_text()
-            done = guest.run(["sh", "/luod.sh"], programs, [(HERE / "luod.sh", "luod.sh"), (HERE / "lib.sh", "lib.sh")], timeout=300, share=share, with_kernel=True)
+            done = guest.run(["sh", "/luod.sh"], programs, [(HERE / "luod.sh", "luod.sh"), (HERE / "lib.sh", "lib.sh"), (options.programs / "luo-vm-ledger.so", "ledger.so")], timeout=300, share=share, with_kernel=True)
             harness.tell(verdicts, done, script)
 
     harness.main("luod", test)

@@ -7,9 +7,11 @@
 // keep: --option KEY=VALUE (luo_session_set_option), --hold, --special (seals of all kinds, modes, positions),
 //       --socket (one that cannot cross, as token COUNT), --unpreserve (one file more, given up again),
 //       --refuse (answers no to an update), --grow-after (its files grow until an update is announced),
-//       --on-prepare COMMAND (what it does when an update is announced), --price (of giving one file up: prints it)
+//       --on-prepare COMMAND (what it does when an update is announced), --price (of giving one file up: prints it),
+//       --hold-executable, --hold-unit (as --hold), --memfd NAME (of its files)
 // take: --special, --renew (and then as keep, in the background), --keep-open (does not finish), --absent (there is
 // none)
+// both: --as UID (as whom)
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -43,7 +45,9 @@ struct Asked {
   std::vector<std::string> options;
   bool hold = false, special = false, socket = false, unpreserve = false, refuse = false, renew = false, open = false,
        absent = false, grow = false, price = false;
-  std::string on_prepare;
+  luo_hold hold_for = LUO_HOLD_USER;
+  uid_t uid = 0;
+  std::string on_prepare, memfd = "service";
 };
 
 std::int64_t now_us() {
@@ -83,15 +87,21 @@ struct Kind {
   unsigned late_seals = 0;  ///< after it
   mode_t mode = 0777;
   off_t position = 0;
+  int open = O_RDWR;
+  mode_t late_mode = mode;  ///< after it is preserved
+  off_t room = 0;           ///< kept with fallocate(KEEP_SIZE), also beyond its end
 };
 Kind kind_of(const Asked& asked, std::uint64_t token) {
   if (!asked.special) return {};
-  switch (token % 6) {
+  switch (token % 9) {
     case 1: return {.flags = MFD_NOEXEC_SEAL, .mode = 0666};
     case 2: return {.flags = MFD_ALLOW_SEALING, .late_seals = F_SEAL_GROW};
     case 3: return {.flags = MFD_ALLOW_SEALING, .seals = F_SEAL_WRITE | F_SEAL_SHRINK, .mode = 0640};
     case 4: return {.position = 5};
     case 5: return {.flags = MFD_NOEXEC_SEAL | MFD_ALLOW_SEALING, .seals = F_SEAL_SHRINK, .mode = 0600};
+    case 6: return {.mode = 0600, .position = 7, .open = O_RDONLY};
+    case 7: return {.open = O_RDWR | O_APPEND, .late_mode = 0440};
+    case 8: return {.room = 1 << 20};
     default: return {};
   }
 }
@@ -112,10 +122,17 @@ void write_all(int fd, const std::vector<unsigned char>& bytes) {
 
 int make_file(const Asked& asked, std::uint64_t token) {
   const Kind kind = kind_of(asked, token);
-  const int fd = memfd_create("service", MFD_CLOEXEC | kind.flags);
+  int fd = memfd_create(asked.memfd.c_str(), MFD_CLOEXEC | kind.flags);
   if (fd < 0) die("memfd_create", errno);
   write_all(fd, content(asked, token));
   if (asked.special && fchmod(fd, kind.mode) != 0) die("fchmod", errno);
+  if (kind.room != 0 && fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kind.room) != 0) die("fallocate", errno);
+  if (kind.open != O_RDWR) {
+    const int other = open(("/proc/self/fd/" + std::to_string(fd)).c_str(), kind.open | O_CLOEXEC);
+    if (other < 0) die("open again", errno);
+    close(fd);
+    fd = other;
+  }
   if (lseek(fd, kind.position, SEEK_SET) != kind.position) die("lseek", errno);
   if (kind.seals != 0 && fcntl(fd, F_ADD_SEALS, kind.seals) != 0) die("F_ADD_SEALS", errno);
   return fd;
@@ -140,9 +157,14 @@ void check_file(const Asked& asked, std::uint64_t token, int fd) {
     std::printf("seals %#x, expected %#x\n", static_cast<unsigned>(fcntl(fd, F_GET_SEALS)), seals_of(kind));
     die(named("seals"), EBADMSG);
   }
-  if ((st.st_mode & 07777) != kind.mode) die(named("mode"), EBADMSG);
+  if ((st.st_mode & 07777) != kind.late_mode) die(named("mode"), EBADMSG);
   if (lseek(fd, 0, SEEK_CUR) != kind.position) die(named("position"), EBADMSG);
-  const bool writable = (seals_of(kind) & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) == 0;
+  if ((fcntl(fd, F_GETFL) & (O_ACCMODE | O_APPEND)) != kind.open) die(named("access"), EBADMSG);
+  if (kind.room != 0 && st.st_blocks * 512 >= kind.room)
+    die(named("room beyond the end has come: differences.md"), EEXIST);
+  if ((kind.open & O_APPEND) != 0) return;
+  const bool writable =
+      (seals_of(kind) & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) == 0 && (kind.open & O_ACCMODE) == O_RDWR;
   if ((pwrite(fd, expected.data(), 1, 0) == 1) != writable) die(named("whether it can be written"), errno);
 }
 
@@ -200,7 +222,7 @@ void keep(luo_connection* luo, const Asked& asked) {
     need(luo_session_set_option(luo, session, option.substr(0, equals).c_str(), option.substr(equals + 1).c_str()),
          option);
   }
-  if (asked.hold) need(luo_session_hold(luo, session, LUO_HOLD_USER), "hold");
+  if (asked.hold) need(luo_session_hold(luo, session, asked.hold_for), "hold");
   std::vector<int> fds, growing;
   std::vector<std::uint64_t> tokens;
   for (std::uint64_t token = 0; token < asked.count; ++token) {
@@ -218,6 +240,7 @@ void keep(luo_connection* luo, const Asked& asked) {
   }
   for (std::uint64_t token = 0; token < asked.count; ++token) {
     const Kind kind = kind_of(asked, token);
+    if (kind.late_mode != kind.mode && fchmod(fds[token], kind.late_mode) != 0) die("late mode", errno);
     if (kind.late_seals != 0 && fcntl(fds[token], F_ADD_SEALS, kind.late_seals) != 0) die("late seals", errno);
   }
   if (asked.unpreserve) {
@@ -310,6 +333,10 @@ int main(int argc, char** argv) {
     const std::string_view word = argv[i];
     if (word == "--option" && i + 1 < argc) asked.options.emplace_back(argv[++i]);
     else if (word == "--hold") asked.hold = true;
+    else if (word == "--hold-executable") asked.hold = true, asked.hold_for = LUO_HOLD_EXECUTABLE;
+    else if (word == "--hold-unit") asked.hold = true, asked.hold_for = LUO_HOLD_UNIT;
+    else if (word == "--memfd" && i + 1 < argc) asked.memfd = argv[++i];
+    else if (word == "--as" && i + 1 < argc) asked.uid = static_cast<uid_t>(std::strtoul(argv[++i], nullptr, 10));
     else if (word == "--special") asked.special = true;
     else if (word == "--socket") asked.socket = true;
     else if (word == "--unpreserve") asked.unpreserve = true;
@@ -339,6 +366,7 @@ int main(int argc, char** argv) {
   }
   close(ends[0]);
   ready_fd = ends[1];
+  if (asked.uid != 0 && (setgid(asked.uid) != 0 || setuid(asked.uid) != 0)) die("setuid", errno);
   luo_connection* luo = nullptr;
   need(luo_open(nullptr, &luo), "connect");
   if (verb == "keep") keep(luo, asked);
