@@ -101,6 +101,7 @@ Result<> Server::restore(WorkerKind kind) {
   state_.emplace(LUO_TRY_DURING("read the arena", State::open(arena_)));
 
   if (control_.arrival.load() != static_cast<std::uint32_t>(Arrival::Over)) LUO_TRY(arrive());
+  else if (kernel_) LUO_TRY_DURING("read the arena", kernel_->check());
   const std::uint64_t preserved = expect_holders();
   // An exec closes what was half-way somewhere, unless it was opened to go over one.
   std::int64_t over = kind == WorkerKind::OfNewImage ? strays(preserved) : INT64_MAX;

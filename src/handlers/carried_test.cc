@@ -48,6 +48,7 @@ class NextKernel final : public medium::Device {
     return Fd::adopt(fcntl(files[token], F_DUPFD_CLOEXEC, 0));
   }
   Result<> finish(FdRef) override { return {}; }
+  bool is_session(FdRef, const std::string&) override { return true; }
 
  private:
   std::vector<Fd> sessions_;

@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <array>
 #include <charconv>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -14,6 +16,8 @@ namespace luo::medium {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::string_view kSessionLink = "anon_inode:[luo_session] ";
 
 /// What a descriptor is, as /proc says it; empty: it is gone, or not ours to see.
 std::string link_at(const fs::path& path) {
@@ -50,17 +54,23 @@ Result<> LuoDevice::preserve(FdRef session, int fd, std::uint64_t token) {
 Result<Fd> LuoDevice::retrieve(FdRef session, std::uint64_t token) { return kernel::retrieve(session, token); }
 Result<> LuoDevice::finish(FdRef session) { return kernel::finish(session); }
 
+bool LuoDevice::is_session(FdRef fd, const std::string& name) {
+  const std::string link = link_at(fmt::format("/proc/self/fd/{}", fd.raw));
+  if (link.starts_with(kSessionLink)) return link.substr(kSessionLink.size()) == name;
+  std::array<char, 64> has{};  // without /proc; not known to Linux 6.19
+  return kernel::get_name(fd, has) && name == std::string_view{has.data(), strnlen(has.data(), has.size())};
+}
+
 std::unordered_map<std::string, int> session_descriptors() {
-  constexpr std::string_view kKind = "anon_inode:[luo_session] ";
   std::unordered_map<std::string, int> found;
   std::error_code error;
   for (fs::directory_iterator entry{"/proc/self/fd", error}, end; !error && entry != end; entry.increment(error)) {
     const std::string link = link_at(entry->path());
-    if (!link.starts_with(kKind)) continue;
+    if (!link.starts_with(kSessionLink)) continue;
     const std::string text = entry->path().filename();
     int fd = -1;
     std::from_chars(text.data(), text.data() + text.size(), fd);
-    found.emplace(link.substr(kKind.size()), fd);
+    found.emplace(link.substr(kSessionLink.size()), fd);
   }
   return found;
 }

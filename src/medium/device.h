@@ -18,6 +18,8 @@ class Device {
   virtual Result<> preserve(FdRef session, int fd, std::uint64_t token) = 0;
   virtual Result<Fd> retrieve(FdRef session, std::uint64_t token) = 0;
   virtual Result<> finish(FdRef session) = 0;
+  /// Whether the descriptor, which may be anything, is that of this session, whichever side it is of.
+  virtual bool is_session(FdRef fd, const std::string& name) = 0;
 
  protected:
   ~Device() = default;
@@ -32,6 +34,7 @@ class LuoDevice final : public Device {
   Result<> preserve(FdRef session, int fd, std::uint64_t token) override;
   Result<Fd> retrieve(FdRef session, std::uint64_t token) override;
   Result<> finish(FdRef session) override;
+  bool is_session(FdRef fd, const std::string& name) override;
 
  private:
   FdRef device_;

@@ -50,6 +50,10 @@ class FakeKernel final : public Device {
   }
   Result<Fd> retrieve(FdRef, std::uint64_t) override { return fail(ENOENT, "nothing came in"); }
   Result<> finish(FdRef) override { return fail(EINVAL, "outgoing"); }
+  bool is_session(FdRef fd, const std::string& name) override {
+    const Session* session = of(fd);
+    return session != nullptr && sessions_.contains(name) && &sessions_.at(name) == session;
+  }
 
   std::size_t session_count() { return sweep(), sessions_.size(); }
   std::size_t file_count() { return sweep(), inodes_.size(); }
@@ -81,7 +85,8 @@ class FakeKernel final : public Device {
   Session* of(FdRef fd) {
     struct stat wanted {
     }, st{};
-    if (fstat(fd.raw, &wanted) != 0) return nullptr;
+    // Both ends have the same inode.
+    if (fstat(fd.raw, &wanted) != 0 || (fcntl(fd.raw, F_GETFL) & O_ACCMODE) != O_RDONLY) return nullptr;
     for (auto& [name, session] : sessions_)
       if (fstat(session.watch.raw(), &st) == 0 && st.st_ino == wanted.st_ino) return &session;
     return nullptr;

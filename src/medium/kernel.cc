@@ -3,7 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <unordered_set>
+#include <atomic>
 #include <utility>
 
 #include "base/log.h"
@@ -55,32 +55,6 @@ Result<Kernel> Kernel::open(kho::Arena& arena, Device& device, Files files) {
   return kernel;
 }
 
-Result<> Kernel::index() {
-  const kho::Ref<KernelRoot> ref{arena_->root(kRootSlot).raw()};
-  root_ = arena_->checked(ref);
-  if (root_ == nullptr || root_->magic != kKernelMagic) return fail(EBADMSG, "no root record at {:#x}", ref.at);
-  const std::uint64_t blocks = arena_->stats().blocks;
-  for (kho::Ref<PartsChunk> at = root_->chunks; at;) {
-    PartsChunk* chunk = arena_->checked(at);
-    if (chunk == nullptr || parts_.size() / kPartsPerChunk >= blocks)
-      return fail(EBADMSG, "no list of kernel sessions at {:#x}", at.at);
-    for (PartRecord& part : chunk->part) {
-      parts_.push_back(&part);
-      const auto number = static_cast<std::uint32_t>(parts_.size());
-      if (part.group == 0) {
-        free_.push_back(number);
-        continue;
-      }
-      if (part.fd < -1 || part.serial == 0 || part.serial >= root_->next_serial || part.next_token < first_token(part))
-        return fail(EBADMSG, "kernel session {}: damaged record", number);
-      by_group_[part.late != 0 ? 1 : 0][part.group].push_back(number);
-      if (part.group == kShared && part.full == 0) shared_ = number;
-    }
-    at = chunk->next;
-  }
-  return {};
-}
-
 Result<> Kernel::reserve() {
   while (free_.size() < kSpare) {
     kho::Tx tx{*arena_};
@@ -130,7 +104,9 @@ void Kernel::save_files(std::uint32_t number) noexcept {
 
 Result<> Kernel::create(PartRecord& record) {
   for (int tries = 0;; ++tries) {
-    record.serial = root_->next_serial++;
+    const std::uint64_t serial = root_->next_serial++;
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // what a part has is below it, whenever we are killed
+    record.serial = serial;
     auto fd = device_->create_session(name_of(record.serial));
     if (fd) {
       // It goes over every exec of luod's, as what is in it does.
@@ -148,17 +124,20 @@ Result<std::uint32_t> Kernel::begin_part(std::uint64_t group, bool late) {
   if (free_.empty()) return fail(ENOMEM, "luod has no room for one more kernel session");
   const std::uint32_t number = free_.back();
   PartRecord& record = *part(number);
+  const std::uint64_t birth = root_->next_serial++;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
   record = {.group = 0,
-            .serial = root_->next_serial,
+            .serial = birth,
             .fd = -1,
             .marked = 1,
             .full = 0,
             .late = late ? 1U : 0U,
-            .birth = root_->next_serial,
-            .next_token = root_->next_serial << kBirthShift | 1,
+            .birth = birth,
+            .next_token = birth << kBirthShift | 1,
             .files = 0,
             .in_kernel = 0};
   mark(number);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
   record.group = group;  // from here on it is in use
   free_.pop_back();
   parts_of(group, late).push_back(number);
@@ -171,11 +150,12 @@ Result<std::uint32_t> Kernel::begin_part(std::uint64_t group, bool late) {
 
 /// The kernel gives no more sessions: some that is there takes in what comes, whosesoever it is.
 Result<std::uint32_t> Kernel::share_a_part() {
-  if (const PartRecord* now = part(shared_); now != nullptr && now->group == kShared && now->full == 0 && now->fd >= 0)
+  if (const PartRecord* now = part(shared_);
+      now != nullptr && now->group == kShared && now->full == 0 && now->fd >= 0 && has_tokens(*now))
     return shared_;
   for (std::uint32_t number = 1; number <= parts_.size(); ++number) {
     PartRecord& record = *part(number);
-    if (record.group == 0 || record.full != 0 || record.fd < 0 || record.late != 0) continue;
+    if (record.group == 0 || record.full != 0 || record.fd < 0 || record.late != 0 || !has_tokens(record)) continue;
     std::erase(parts_of(record.group, false), number);
     record.group = kShared;
     parts_of(kShared, false).push_back(number);
@@ -189,7 +169,7 @@ Result<std::uint32_t> Kernel::part_with_room(std::uint64_t group, bool late) {
   const auto& mine = parts_of(group, late);
   if (!mine.empty()) {
     const PartRecord& last = *part(mine.back());
-    if (last.full == 0 && last.files < kFilesPerPart && last.fd >= 0) return mine.back();
+    if (last.full == 0 && last.files < kFilesPerPart && last.fd >= 0 && has_tokens(last)) return mine.back();
   }
   auto made = begin_part(group, late);
   if (made || !is_full(made.error().code) || late) return made;
@@ -218,6 +198,10 @@ Result<Place> Kernel::preserve(std::uint64_t group, int fd, When when) {
     if (done) return done;
     const int code = done.error().code;
     PartRecord& record = *part(*number);
+    if (code == EEXIST) {  // of which no record says anything: it is one too many, and settle() makes the part again
+      ++record.in_kernel;
+      continue;
+    }
     if (is_full(code) && record.in_kernel != 0) {  // another one has room, or it is not for lack of it
       record.full = 1;
       continue;
@@ -237,8 +221,7 @@ void Kernel::unpreserve(const Place& place) noexcept {
   PartRecord* record = part(place.part);
   mark(place.part);
   save_files(place.part);
-  LUO_CHECK(record->files > 0);
-  --record->files;
+  if (record->files != 0) --record->files;  // else the counter was damaged: recover() finds out
 }
 
 bool Kernel::holds(const Place& place) const noexcept {
@@ -267,6 +250,7 @@ void Kernel::end_part(std::uint32_t number) noexcept {
     if (found->second.empty()) mine.erase(found);
   }
   record.marked = 0;
+  std::atomic_signal_fence(std::memory_order_seq_cst);
   record.group = 0;
   if (shared_ == number) shared_ = 0;
   std::erase(touched_, number);
@@ -278,12 +262,13 @@ Result<> Kernel::fill(std::uint32_t number) {
   PartRecord& record = *part(number);
   mark(number);
   if (record.fd < 0) LUO_TRY(create(record));
+  record.in_kernel = 0;
   Result<> all{};
   files_(record.group, [&](const Place& place, int fd) {
     if (place.part != number || !holds(place) || !all) return;
     auto done = device_->preserve(FdRef::borrow(record.fd), fd, place.token);
-    if (done) ++record.in_kernel;
-    else if (done.error().code != EEXIST) all = std::unexpected(explained(std::move(done).error()));
+    if (done || done.error().code == EEXIST) ++record.in_kernel;
+    else all = std::unexpected(explained(std::move(done).error()));
   });
   return all;
 }
@@ -330,31 +315,6 @@ void Kernel::settle() {
   if (saved_.size() > 4096) saved_.clear();
 }
 
-void Kernel::recover() {
-  if (root_->some_marked == 0) return;
-  for (std::uint32_t number = 1; number <= parts_.size(); ++number) {
-    PartRecord& record = *part(number);
-    if (record.marked == 0 || record.group == 0) continue;
-    std::unordered_set<std::uint64_t> wanted;
-    files_(record.group, [&](const Place& place, int) {
-      if (place.part == number && holds(place)) wanted.insert(place.token);
-    });
-    record.files = wanted.size();
-    record.in_kernel = 0;
-    // A token that is there is refused as such, whatever the descriptor is; one that is not, for the descriptor.
-    bool given_up = false;
-    for (std::uint64_t token = first_token(record); record.fd >= 0 && token < record.next_token; ++token) {
-      const auto asked = device_->preserve(FdRef::borrow(record.fd), -1, token);
-      if (asked || asked.error().code != EEXIST) continue;
-      ++record.in_kernel;
-      given_up = given_up || !wanted.contains(token);
-    }
-    mark(number);
-    if (given_up) drop_session(record);
-  }
-  settle();
-}
-
 Result<> Kernel::complete() {
   settle();
   for (std::uint32_t number = 1; number <= parts_.size(); ++number) {
@@ -365,6 +325,8 @@ Result<> Kernel::complete() {
     touched_.clear();
     root_->some_marked = 0;
     if (!made) return std::unexpected(std::move(made).error().during("preserve what the kernel lacks"));
+    if (record.in_kernel != record.files)
+      return fail(EIO, "kernel session {} has {} files and should have {}", number, record.in_kernel, record.files);
   }
   return {};
 }

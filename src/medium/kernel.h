@@ -73,10 +73,14 @@ class Kernel {
   void append_fds(std::vector<int>& out) const;
 
   // --- between transactions
+  /// That what a worker before has left is sound: each part's descriptor is the kernel session of its name, and each
+  /// file of the engine's is where a part for it is. Asks the kernel for no change. Not between populating the arena
+  /// from an image and arrive(). O(files). Errors: EBADMSG.
+  Result<> check();
   /// Records for parts to come. Errors: ENOMEM.
   Result<> reserve();
-  /// After a worker was killed: asks the kernel about marked parts, then settles. Its descriptors that no record names
-  /// are closed already.
+  /// After a worker was killed: asks the kernel about parts that are marked, or whose counters are not what the engine
+  /// says, then settles. Its descriptors that no record names are closed already, and the engine has swept. O(files).
   void recover();
 
   /// Called before a session's descriptor is closed: what was in it is free only when nobody else has copies of the
@@ -98,7 +102,7 @@ class Kernel {
   /// Everything has been brought and committed: gives the kernel its sessions back. To be called again if `arriving`
   /// still.
   void end_arrival();
-  bool arriving() const noexcept { return root_->arriving != 0; }
+  bool arriving() const noexcept { return root_->arriving == kArriving; }
   /// Four words that travel with the image.
   std::span<std::uint64_t, 4> clock() const noexcept { return root_->clock; }
   /// The image that the kernel before has left; none: nothing came. `own` is our session, to be kept open until the
@@ -114,6 +118,7 @@ class Kernel {
   PartRecord* part(std::uint32_t number) const noexcept {
     return number != 0 && number <= parts_.size() ? parts_[number - 1] : nullptr;
   }
+  std::vector<std::uint64_t> count_files() const;
   std::string name_of(std::uint64_t serial) const;
   void mark(std::uint32_t number) noexcept;
   std::vector<std::uint32_t>& parts_of(std::uint64_t group, bool late) { return by_group_[late ? 1 : 0][group]; }

@@ -57,7 +57,7 @@ Result<Kernel::Left> Kernel::find_image(Device& device) {
 }
 
 void Kernel::arrive() noexcept {
-  root_->arriving = 1;
+  root_->arriving = kArriving;
   for (PartRecord* record : parts_) record->fd = -1;
 }
 

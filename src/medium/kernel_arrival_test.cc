@@ -45,6 +45,7 @@ class KernelBefore final : public Device {
   }
   Result<Fd> retrieve(FdRef session, std::uint64_t token) override { return kernel.retrieve(session, token); }
   Result<> finish(FdRef session) override { return kernel.finish(session); }
+  bool is_session(FdRef fd, const std::string& name) override { return kernel.is_session(fd, name); }
 };
 
 /// The next one. A session is retrieved once, and is there until it is finished.
@@ -75,6 +76,10 @@ class KernelAfter final : public Device {
     if (finish_error != 0) return fail(finish_error, "finish");
     finished.push_back(names_.at(inode_of(fd.raw)));
     return {};
+  }
+  bool is_session(FdRef fd, const std::string& name) override {
+    const auto found = names_.find(inode_of(fd.raw));
+    return found != names_.end() && found->second == name;
   }
 
  private:

@@ -48,6 +48,7 @@ class DeadlyKernel final : public Device {
   }
   Result<Fd> retrieve(FdRef session, std::uint64_t token) override { return kernel.retrieve(session, token); }
   Result<> finish(FdRef session) override { return kernel.finish(session); }
+  bool is_session(FdRef fd, const std::string& name) override { return kernel.is_session(fd, name); }
 };
 
 struct File {
@@ -143,6 +144,8 @@ class RandomRun {
                                            if (group == kShared || file.group == group)
                                              visit(file.place, objects_[static_cast<std::size_t>(file.object)].raw());
                                        }).value());
+    const auto sound = kernel_->check();
+    ASSERT_TRUE(sound) << to_string(sound.error());
     ASSERT_TRUE(kernel_->reserve());
   }
   /// A worker that is killed while it recovers is followed by one that is not.

@@ -32,6 +32,15 @@ static_assert(sizeof(PartRecord) == 64);
 
 inline constexpr unsigned kBirthShift = 24;
 constexpr std::uint64_t first_token(const PartRecord& part) noexcept { return part.birth << kBirthShift | 1; }
+inline constexpr std::uint64_t kMostSerials = std::uint64_t{1} << (64 - kBirthShift);
+/// Tried in one part, whatever became of them: bounds what asking the kernel about a part costs. Then it counts as
+/// full.
+inline constexpr std::uint64_t kTokensPerPart = std::uint64_t{1} << 15;
+constexpr bool has_tokens(const PartRecord& part) noexcept {
+  return part.next_token - first_token(part) < kTokensPerPart;
+}
+
+inline constexpr std::uint64_t kArriving = 0x676e697669727261;  // "arriving": not to be had by a single wrong bit
 
 inline constexpr std::uint64_t kPartsPerChunk = 63;
 struct PartsChunk {
@@ -47,7 +56,7 @@ struct KernelRoot {
   kho::Ref<PartsChunk> chunks;
   std::uint64_t next_serial;  ///< outside of transactions
   std::uint64_t some_marked;  ///< outside of transactions; 1: some part may be marked
-  std::uint64_t arriving;     ///< outside of transactions; 1: the parts are what came in, and have not been given back
+  std::uint64_t arriving;     ///< outside of transactions; kArriving: the parts came in, and have not been given back
   std::uint64_t clock[4];     ///< the moment of the crossing, for whoever has clocks
 };
 
