@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """luo-cache over real kexecs: its data set comes, twice in a row; its connections do not; a dry run leaves it serving."""
-import argparse
 import pathlib
 import re
 import tempfile
@@ -134,8 +133,7 @@ def test(verdicts, options):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=pathlib.Path, default=harness.ROOT / "build/release/bin", help="where luod, luoctl and luo-cache are")
+    parser = harness.arguments(__doc__, "luod, luoctl and luo-cache")
     parser.add_argument("--timeout", type=int, default=300, help="seconds for all of it")
     parser.add_argument("--verbose", action="store_true", help="what the machine said")
     chosen = parser.parse_args()

@@ -6,7 +6,6 @@ One program, defects/defects.c, does what each defect is in and prints what came
 under `luoctl run`. Here is what is expected. A kernel that no longer has one of them fails too: then
 docs/differences.md has to change.
 """
-import argparse
 import pathlib
 import re
 import tempfile
@@ -128,9 +127,7 @@ def test(verdicts, options):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=pathlib.Path, default=harness.ROOT / "build/release/bin",
-                        help="where luod, luoctl, luo-unfinished and luo-stubborn.so are")
+    parser = harness.arguments(__doc__, "luod, luoctl, luo-unfinished and luo-stubborn.so")
     parser.add_argument("--only", choices=("bare", "luod"))
     chosen = parser.parse_args()
     harness.main("defects", lambda verdicts: test(verdicts, chosen))

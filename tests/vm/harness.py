@@ -1,10 +1,12 @@
 """What the tests in the virtual machine share: C programs for it, verdicts in lines, and how a test ends."""
+import argparse
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import guest
 import kernel as kernels
@@ -15,6 +17,13 @@ ROOT = HERE.parent.parent
 
 class Missing(Exception):
     """What the test needs and this machine does not have, or a program that does not compile."""
+
+
+def arguments(text, programs):
+    """The parser of what every test is told. `text` is its own; `programs`: which ones are to be in --programs."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "build/release/bin", help=f"where {programs} are")
+    return parser
 
 
 def build(source, folder, name=None):
@@ -64,16 +73,25 @@ class Verdicts:
 
 
 def tell(verdicts, done, script, console_lines=40):
-    """The verdicts that a script (lib.sh) printed in the machine; one more if they are not as many as it has."""
+    """The verdicts that a script (lib.sh) printed in the machine; one more if it did not come to its end."""
     for line in done.output.replace("\r\n", "\n").splitlines():
         if match := re.match(r"(not )?ok - (.*)", line):
             verdicts.line(match[2], match[1] is None)
         else:
             print(line, flush=True)
-    expected = len(re.findall(r"(?m)^  does ", script))
+    expected = len(re.findall(r"(?m)^ *does ", script))
     tried = verdicts.passed + verdicts.failed
-    if tried != expected:
+    if tried != expected or done.status != 0:
         verdicts.line(f"all {expected} were tried", False, f"{tried} were, status {done.status}\n{end_of(done.console, console_lines)}")
+
+
+def run_script(verdicts, name, programs, words=(), files=(), timeout=300, **machine):
+    """Runs NAME.sh (lib.sh) with these words in the machine, over kexecs, and tells its verdicts. More for guest.run()."""
+    script = HERE / f"{name}.sh"
+    with tempfile.TemporaryDirectory(prefix=f"luo-vm-{name}-") as share:
+        done = guest.run(["sh", f"/{name}.sh", *words], [*programs, kexec()], [(script, script.name), (HERE / "lib.sh", "lib.sh"), *files],
+                         timeout=timeout, share=share, with_kernel=True, **machine)
+    tell(verdicts, done, script.read_text())
 
 
 def end_of(console, lines=40):

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """luoctl inspect --kho of a real kernel: before a kexec, with memory preserved and without, and after it."""
-import argparse
 import json
 import pathlib
 import re
@@ -62,7 +61,5 @@ def test(verdicts, options):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=pathlib.Path, default=harness.ROOT / "build/release/bin", help="where luoctl is")
-    chosen = parser.parse_args()
+    chosen = harness.arguments(__doc__, "luoctl").parse_args()
     harness.main("inspect_kho", lambda verdicts: test(verdicts, chosen))

@@ -3,17 +3,13 @@
 
 The systemd is this machine's (252 in Debian 12). Ends with "N passed, N failed"; exit status 0 if all passed.
 """
-import argparse
 import pathlib
-import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path.insert(0, str(HERE))
-import guest  # noqa: E402
-import harness  # noqa: E402
+import guest
+import harness
 
+HERE, ROOT = harness.HERE, harness.ROOT
 SYSTEMD = pathlib.Path("/lib/systemd")
 # Of systemd's own units, those of a start and of `systemctl kexec`.
 UNITS = ["basic.target", "sysinit.target", "local-fs.target", "swap.target", "sockets.target", "timers.target", "paths.target", "slices.target",
@@ -48,9 +44,7 @@ def units(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "build/release/bin", help="where luod, luoctl, luo-vm-service are")
-    options = parser.parse_args()
+    options = harness.arguments(__doc__, "luod, luoctl, luo-vm-service").parse_args()
 
     def test(verdicts):
         with tempfile.TemporaryDirectory(prefix="luo-vm-systemd-") as share, tempfile.TemporaryDirectory(prefix="luo-vm-units-") as folder:

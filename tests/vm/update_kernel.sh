@@ -1,13 +1,7 @@
 # What luoctl update kernel says in front of a real kernel, line by line. Nothing is started here.
-exec 2>&1
-export LUO_SOCKET=/run/luo/luod.sock
+. /lib.sh
 good="quiet kho=on liveupdate=on"
 
-does() { # NAME COMMAND...: one line for each, and its output if it failed
-  name=$1
-  shift
-  if "$@" >/tmp/said 2>&1; then echo "ok - $name"; else echo "not ok - $name"; sed 's/^/#   /' /tmp/said | tail -40; fi
-}
 loaded() { # 0 or 1
   [ "$(cat /sys/kernel/kexec_loaded)" = "$1" ] || { echo "kexec_loaded is not $1"; return 1; }
 }
