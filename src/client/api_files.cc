@@ -25,6 +25,23 @@ std::int32_t trouble_with(int fd) {
 
 bool is_about_descriptors(const Error& error) noexcept { return error.code == EBADF || error.code == EINVAL; }
 
+/// `build` makes the request in c.request; anew, with what is wrong with `fd` instead of it, if no message carries
+/// that.
+template <class Build>
+Result<int> preserve_one(luo_connection& c, int session, int fd, const Build& build) {
+  build(std::int32_t{0});
+  auto sent = c.exchange_about(session, c.request);
+  if (!sent && is_about_descriptors(sent.error())) {
+    if (const std::int32_t error = trouble_with(fd); error != 0) {
+      build(error);
+      sent = c.exchange_about(session, c.request);
+    }
+  }
+  if (!sent) return std::unexpected(std::move(sent).error());
+  LUO_TRY(verdict(*std::move(sent)));
+  return 0;
+}
+
 /// One batch; `errors` says for each what became of it.
 Result<> preserve_batch(luo_connection& c, int session, std::span<const int> fds, std::span<const uint64_t> tokens,
                         std::span<int> errors) {
@@ -84,18 +101,11 @@ int luo_preserve_fd(struct luo_connection* c, int session, int fd, uint64_t toke
           LUO_TRY(kernel::preserve(FdRef::borrow(session), fd, token));
           return 0;
         }
-        const auto attempt = [&](std::int32_t error) {
+        return preserve_one(*c, session, fd, [&](std::int32_t error) {
           c->request.start(wire::Command::PreserveFd, 0, 0, error)
               .arg(wire::TokenArg{.size = 0, .fd = fd, .token = token});
           if (error == 0) c->request.add_fd(fd);
-          return c->exchange_about(session, c->request);
-        };
-        auto sent = attempt(0);
-        if (!sent && is_about_descriptors(sent.error()))
-          if (const std::int32_t error = trouble_with(fd); error != 0) sent = attempt(error);
-        if (!sent) return std::unexpected(std::move(sent).error());
-        LUO_TRY(verdict(*std::move(sent)));
-        return 0;
+        });
       });
 }
 
@@ -110,19 +120,12 @@ int luo_preserve_fd_after(struct luo_connection* c, int session, int fd, uint64_
         if (count > wire::kMaxAfter) return fail(EINVAL, "{} tokens: at most {}", count, wire::kMaxAfter);
         if (LUO_TRY(c->look_at(session)).in_kernel) return only_luod();
         LUO_TRY(c->expect(wire::kCapAfter));
-        const auto attempt = [&](std::int32_t error) {
+        return preserve_one(*c, session, fd, [&](std::int32_t error) {
           c->request.start(wire::Command::PreserveAfter, 0, 0, error)
               .arg(wire::AfterArg{.size = 0, .count = static_cast<std::uint32_t>(count), .token = token});
           for (const std::uint64_t other : std::span{after, count}) c->request.add(other);
           if (error == 0) c->request.add_fd(fd);
-          return c->exchange_about(session, c->request);
-        };
-        auto sent = attempt(0);
-        if (!sent && is_about_descriptors(sent.error()))
-          if (const std::int32_t error = trouble_with(fd); error != 0) sent = attempt(error);
-        if (!sent) return std::unexpected(std::move(sent).error());
-        LUO_TRY(verdict(*std::move(sent)));
-        return 0;
+        });
       });
 }
 

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "sys/memfd.h"
 #include "sys/packet_socket.h"
 #include "sys/pipe.h"
 #include "wire/message.h"
@@ -113,6 +114,12 @@ class FakeLuod {
     builder_.start(to.header.command, to.header.nonce, to.header.session, error);
     builder_.add_bytes(std::as_bytes(std::span{why}));
     post();
+  }
+  /// With a report in a memfd; with an errno too, as luod does for updates that failed.
+  void report(const Request& to, std::string_view text, int error = 0) {
+    const Fd file = sealed_memfd("report", text).value();
+    const int number = file.raw();
+    answer(to, error, wire::PlainArg{}, {&number, 1});
   }
   template <class T>
   void event(wire::Event kind, const T& arg) {

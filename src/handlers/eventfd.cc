@@ -1,45 +1,24 @@
 #include "handlers/eventfd.h"
 
-#include <fcntl.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <charconv>
-#include <cstdio>
+
+#include "handlers/proc.h"
 
 namespace luo::handlers {
 namespace {
 
-constexpr std::string_view kLink = "anon_inode:[eventfd]";
-
-/// The line "eventfd-id: N" of fdinfo; Linux since 5.2.
+/// Linux since 5.2.
 Result<std::uint64_t> id_of(int fd) {
-  char path[48];
-  std::snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-  const Fd info = Fd::adopt(open(path, O_RDONLY | O_CLOEXEC));
-  if (!info.valid()) return sys_fail("open({})", path);
-  char text[1024];
-  const ssize_t length = read(info.raw(), text, sizeof text);
-  if (length < 0) return sys_fail("read({})", path);
-  const std::string_view lines{text, static_cast<std::size_t>(length)};
-  constexpr std::string_view kField = "eventfd-id:";
-  const std::size_t at = lines.find(kField);
-  if (at == std::string_view::npos) return fail(EOPNOTSUPP, "{} has no eventfd-id", path);
-  std::size_t digits = lines.find_first_not_of(" \t", at + kField.size());
-  if (digits == std::string_view::npos) digits = lines.size();
+  const std::string text = LUO_TRY(fdinfo_field(fd, "eventfd-id"));
   std::uint64_t id = 0;
-  if (std::from_chars(lines.data() + digits, lines.data() + lines.size(), id).ec != std::errc{})
-    return fail(EOPNOTSUPP, "{} has an eventfd-id that is no number", path);
+  if (std::from_chars(text.data(), text.data() + text.size(), id).ec != std::errc{})
+    return fail(EOPNOTSUPP, "fd {} is an eventfd with the id '{}'", fd, text);
   return id;
 }
 
-bool links_to_eventfd(int fd) noexcept {
-  char path[48];
-  std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-  char target[64];
-  const ssize_t length = readlink(path, target, sizeof target);
-  return length > 0 && std::string_view{target, static_cast<std::size_t>(length)} == kLink;
-}
+bool is_eventfd(int fd) noexcept { return link_of(fd) == "anon_inode:[eventfd]"; }
 
 }  // namespace
 
@@ -50,7 +29,7 @@ EventfdHandler::EventfdHandler() {
 }
 
 bool EventfdHandler::can_preserve(const FileInfo& file) const noexcept {
-  return (device_ == 0 || file.st.st_dev == device_) && links_to_eventfd(file.fd);
+  return (device_ == 0 || file.st.st_dev == device_) && is_eventfd(file.fd);
 }
 
 Identity EventfdHandler::identity(const FileInfo& file) const noexcept {
@@ -65,7 +44,7 @@ Result<HandlerData> EventfdHandler::preserve(const FileInfo& file, SessionId, To
 }
 
 Result<> EventfdHandler::retrieve(const KeptFile& file) {
-  if (!links_to_eventfd(file.fd)) return fail(ESTALE, "fd {} is no eventfd", file.fd);
+  if (!is_eventfd(file.fd)) return fail(ESTALE, "fd {} is no eventfd", file.fd);
   const std::uint64_t id = LUO_TRY(id_of(file.fd));
   if (id != file.data[0]) return fail(ESTALE, "fd {} is eventfd {}, preserved was {}", file.fd, id, file.data[0]);
   return {};

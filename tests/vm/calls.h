@@ -26,6 +26,20 @@ static inline int must(int result, const char* what) {
   return result;
 }
 
+/* The program ends for whoever waits for it, and goes on as its child. A byte written to what it returns ends
+ * that waiting; without one it ends with 3. */
+static inline int go_behind(void) {
+  int ends[2];
+  must(pipe(ends), "pipe");
+  if (must(fork(), "fork") != 0) {
+    char byte;
+    close(ends[1]);
+    exit(read(ends[0], &byte, 1) == 1 ? 0 : 3);
+  }
+  setsid();
+  return ends[1];
+}
+
 static inline int device(void) { return must(open("/dev/liveupdate", O_RDWR | O_CLOEXEC), "open /dev/liveupdate"); }
 
 /* These give a descriptor or 0, else -1 and errno. */

@@ -77,19 +77,6 @@ static void prepare(void* moment, const struct luo_update* update) {
   if (luo_update_ready(connection, update->id) != 0) die("ready");
 }
 
-/* The program ends for whoever waits for it, and goes on as its child. Returns what ends that waiting. */
-static int go_behind(void) {
-  int ends[2];
-  must(pipe(ends), "pipe");
-  if (must(fork(), "fork") != 0) {
-    char byte;
-    close(ends[1]);
-    exit(read(ends[0], &byte, 1) == 1 ? 0 : 3);
-  }
-  setsid();
-  return ends[1];
-}
-
 static void stay(const struct way* way, int waiting, struct moment* moment) {
   fflush(stdout);
   if (write(waiting, "r", 1) != 1) die("write");

@@ -16,21 +16,14 @@ static const char* name_of(int result) {
 }
 
 static void keep(void) {
-  int ends[2];
-  must(pipe(ends), "pipe");
-  if (must(fork(), "fork") != 0) {
-    char byte;
-    close(ends[1]);
-    exit(read(ends[0], &byte, 1) == 1 ? 0 : 3);
-  }
+  const int waiting = go_behind();
   good(luo_open(NULL, &luod), "luod");
   const int session = good(luo_session_create(luod, "d8"), "create");
   good(luo_session_set_option(luod, session, "transient", "allow"), "transient");
   const int file = must(memfd_create("stubborn", 0), "memfd_create");
   if (write(file, "busy", 4) != 4) die("write");
   good(luo_preserve_fd(luod, session, file, 8), "preserve");
-  if (write(ends[1], "k", 1) != 1) die("write");
-  setsid();
+  if (write(waiting, "k", 1) != 1) die("write");
   for (int fd = 0; fd < 3; ++fd) close(fd);
   for (;;) pause();
 }
