@@ -50,7 +50,7 @@ Outcome query(const Options& options, Style style) {
   request.start(Command::Query, 0, 0).arg(arg);
   Progress progress{"ask luod"};
   auto answer = ask(reached->connection, request, progress);
-  if (!answer) return failure(options, status_of(answer.error()), answer.error());
+  if (!answer) return failure(options, answer.error());
   auto good = client::verdict(*std::move(answer));
   if (!good) return failure(options, kFailed, good.error());
   const auto report = report_in(*good);
@@ -74,7 +74,7 @@ Outcome drop(const Options& options) {
   request.start(Command::Drop, 0, 0).arg(arg);
   Progress progress{"drop the session"};
   auto answer = ask(reached->connection, request, progress);
-  if (!answer) return failure(options, status_of(answer.error()), answer.error());
+  if (!answer) return failure(options, answer.error());
   if (auto good = client::verdict(*std::move(answer)); !good) return failure(options, kFailed, good.error());
   return {kDone, options.json ? dump({{"ok", true}}) : fmt::format("session {} is given up\n", options.session), {}};
 }
@@ -83,7 +83,7 @@ Outcome drop(const Options& options) {
 Outcome update(const Options& options, wire::Builder& request, client::Connection& connection, const char* what) {
   Progress progress{what};
   auto answer = ask(connection, request, progress);
-  if (!answer) return failure(options, status_of(answer.error()), std::move(answer).error().during(what));
+  if (!answer) return failure(options, std::move(answer).error().during(what));
   const auto report = report_in(*answer);
   if (answer->header.error != 0) {
     const Error error = error_in(*answer, report ? &*report : nullptr).during(what);
@@ -177,7 +177,7 @@ Outcome stop(const Options& options) {
   // Stopped is what it is when it closes the connection, with or without having answered.
   Result<Woken> end =
       answer ? wait_for(reached->connection, {}, progress) : Result<Woken>{std::unexpected(answer.error())};
-  if (!end && end.error().code != ECONNRESET) return failure(options, status_of(end.error()), end.error());
+  if (!end && end.error().code != ECONNRESET) return failure(options, end.error());
   return {kDone, options.json ? dump({{"ok", true}}) : "luod stopped\n", {}};
 }
 
@@ -185,6 +185,10 @@ Outcome stop(const Options& options) {
 
 ExitStatus status_of(const Error& error) {
   return error.code == ECONNRESET || error.code == EPROTO ? kUnreachable : kFailed;
+}
+
+Outcome failure(const Options& options, const Error& error, std::string_view words) {
+  return failure(options, status_of(error), error, words);
 }
 
 Outcome failure(const Options& options, ExitStatus status, const Error& error, std::string_view words) {

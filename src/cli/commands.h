@@ -21,8 +21,10 @@ Outcome run(const Options& options, Style style);
 
 /// `goal: cause: errno's text`, what to try, and a program's last words; as JSON if that was asked for.
 Outcome failure(const Options& options, ExitStatus status, const Error& error, std::string_view last_words = {});
+/// For an error that ended the conversation, which has its status_of().
+Outcome failure(const Options& options, const Error& error, std::string_view last_words = {});
 
-/// The status for an error that ended the conversation: luod is gone, or it is something else.
+/// luod is gone, or it is something else.
 ExitStatus status_of(const Error& error);
 
 struct Reached {

@@ -101,7 +101,7 @@ Outcome inspect(const Options& options, Style style) {
   request.start(wire::Command::Inspect, 0, 0).arg(wire::PlainArg{});
   Progress progress{"ask luod"};
   auto answer = ask(reached->connection, request, progress);
-  if (!answer) return failure(options, status_of(answer.error()), answer.error());
+  if (!answer) return failure(options, answer.error());
   auto good = client::verdict(*std::move(answer));
   if (!good) return failure(options, kFailed, good.error());
   if (good->fds.size() != 1) return failure(options, kFailed, Error{EBADMSG, "luod's answer brought no image"});

@@ -28,9 +28,9 @@ Result<std::string> start_in(const std::string& folder, const std::string& handl
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
     return sys_fail("make the directory of a private luod, '{}'", folder);
   const Log log = LUO_TRY_DURING("start a private luod", open_log(folder + "/luod.log", 0, socket, "luod"));
-  const Program program{.argv = {luod_program(), "--state-dir", folder, "--socket", socket, "--handlers", handlers,
-                                 "--medium", "exec"},
-                        .environment = {}};
+  const Program program{
+      .argv = {luod_program(), "--state-dir", folder, "--socket", socket, "--handlers", handlers, "--medium", "exec"},
+      .environment = {}};
   const Child child = LUO_TRY_DURING("start a private luod", start_detached(program, log));
   for (;;) {
     if (connect_packets(socket)) return socket;

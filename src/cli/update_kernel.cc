@@ -85,7 +85,7 @@ class KernelUpdate {
     if (!reached) return failure(options_, kUnreachable, reached.error());
     connection_ = std::move(reached->connection);
     if (auto looked = look_at_kernel(); !looked) return stop(kFailed, std::move(looked).error());
-    if (auto asked = ask_luod(); !asked) return stop(status_of(asked.error()), std::move(asked).error());
+    if (auto asked = ask_luod(); !asked) return stop(std::move(asked).error());
     say(heading());
     std::vector<Check> all = checks_;
     all.insert(all.end(), luods_checks_.begin(), luods_checks_.end());
@@ -206,7 +206,7 @@ class KernelUpdate {
                                     : "the kernel stays loaded; if the machine does not restart, see luoctl status and "
                                       "luod's log, and kexec -u";
     connection_.reset();
-    return stop(status_of(error), std::move(error), advice);
+    return stop(std::move(error), advice);
   }
 
   std::string goal() const { return options_.kernel.dry_run ? "update kernel (dry run)" : "update kernel"; }
@@ -233,6 +233,10 @@ class KernelUpdate {
     return document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   }
 
+  Outcome stop(Error error, const std::string& advice = {}) const {
+    const ExitStatus status = status_of(error);
+    return stop(status, std::move(error), advice);
+  }
   Outcome stop(ExitStatus status, Error error, const std::string& advice = {}) const {
     error = std::move(error).during(goal());
     Outcome out = failure(options_, status, error);

@@ -50,7 +50,7 @@ class ServiceUpdate {
 
   Outcome run() {
     const Interrupts interrupts;
-    if (auto offered = offer(); !offered) return failure(options_, status_of(offered.error()), offered.error());
+    if (auto offered = offer(); !offered) return failure(options_, offered.error());
     if (auto started = start(); !started) {
       (void)call_off(to_string(started.error()));
       return failure(options_, kFailed, std::move(started).error().during(goal()));
@@ -150,7 +150,7 @@ class ServiceUpdate {
       else terminate(*child_, kGrace);
     }
     const std::string words = last_words(*log_);
-    if (!ended) return failure(options_, status_of(ended.error()), std::move(ended).error().during(goal()), words);
+    if (!ended) return failure(options_, std::move(ended).error().during(goal()), words);
     auto report = report_in(*ended);
     if (options_.json && report) {
       (*report)["log"] = log_->path;
