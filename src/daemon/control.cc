@@ -23,7 +23,7 @@ void append_control_fds(const Control& control, std::vector<int>& out) {
   for (const int fd : {control.arena_fd, control.listen_fd, control.lock_fd, control.log_fd})
     if (fd >= 0) out.push_back(fd);
   if (control.medium == static_cast<std::uint32_t>(MediumKind::Kernel))
-    for (const int fd : {control.device_fd, control.own_fd})
+    for (const int fd : {control.device_fd, control.own_fd, control.image_fd > 0 ? control.image_fd : -1})
       if (fd >= 0) out.push_back(fd);
   if (control.trial.load() == static_cast<std::uint32_t>(Trial::None)) return;
   for (const int fd : {control.trial_image_fd, control.trial_words_fd, control.trial_report_fd})

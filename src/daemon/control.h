@@ -67,6 +67,7 @@ struct Control {
   std::int32_t own_fd;                 ///< the session that came in for luod itself, until it has arrived; worker
   std::atomic<std::uint32_t> leaving;  ///< worker: this kernel is being left; what ends all others does not end luod
   std::uint64_t start_cycles, start_raw_ns;  ///< one moment on two clocks, see sys/cycles.h
+  std::int32_t image_fd;  ///< worker: luod's own session for the next kernel, while this one is left; 0: none
 };
 static_assert(sizeof(Control) <= kho::Arena::kControlBytes);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::int32_t>::is_always_lock_free);

@@ -22,7 +22,6 @@ namespace luo::daemon {
 namespace {
 
 constexpr std::uint64_t kLookAgainNs = 5'000'000'000;  ///< whether systemd is still ending everything
-constexpr std::uint64_t kTryAgainUs = 200'000;         ///< what could not be stored while the kernel is left
 constexpr std::size_t kPerStep = 64;                   ///< files given to the kernel in one transaction
 constexpr auto is(Phase phase) { return static_cast<std::uint32_t>(phase); }
 
@@ -73,34 +72,12 @@ Result<Next> Server::update_kernel(Request& request, Reply& reply, Change& chang
 }
 
 void Server::cross_kernel(UpdateRec& update) {
-  if (control_.leaving.load() != 0 && kernel_->offers_image()) return;
+  if (control_.leaving.load() != 0) return;  // all is done, by a worker that was killed since
   auto left = leave_kernel(update);
-  if (left) {  // a shutdown is under way
-    if (!std::exchange(leaving_trouble_, {}).empty()) log(Level::Notice, "luod's state is stored for the next kernel");
-    return;
-  }
-  if (control_.leaving.load() != 0) return try_to_leave_again(left.error());
+  if (left) return;  // a shutdown is under way
   Change change{arena_};
   fail_update(change, update, left.error());
   change.commit();
-}
-
-/// Of a worker that follows one that was killed: the shutdown goes on, whatever fails here, and nothing of what is to
-/// cross may be given up before that is over.
-void Server::try_to_leave_again(const Error& why) {
-  kernel_->withdraw_image();  // not all of it is there
-  if (std::string trouble = to_string(why); trouble != leaving_trouble_) {
-    log(Level::Error, "luod's state is not stored for the next kernel: {}; trying again until it is", trouble);
-    leaving_trouble_ = std::move(trouble);
-  }
-  const auto again = [](sd_event_source*, std::uint64_t, void* context) {
-    static_cast<Server*>(context)->go_on_leaving();
-    return 0;
-  };
-  sd_event_source* raw = nullptr;
-  const int added = sd_event_add_time_relative(loop_.get(), &raw, CLOCK_MONOTONIC, kTryAgainUs, 0, again, this);
-  if (added >= 0) leaving_retry_.reset(raw);
-  else log(Level::Error, "event loop: {}", errno_text(-added));  // still_leaving() tries as well
 }
 
 bool Server::is_kernel_update_running() const {
@@ -111,17 +88,9 @@ bool Server::is_kernel_update_running() const {
   return running;
 }
 
-void Server::go_on_leaving() {
-  if (control_.leaving.load() == 0) return;
-  state_->for_each_update([&](const UpdateRec& update) {
-    if (!update.over() && update.kind == static_cast<std::uint32_t>(wire::UpdateKind::Kernel)) cross_due_ = update.id;
-  });
-  after_commit();
-}
-
 /// Returns only if that failed, or if somebody else is to do the last step.
 Result<> Server::leave_kernel(UpdateRec& update) {
-  const std::uint64_t ready = update.quiesced_ns != 0 ? update.quiesced_ns : monotonic_ns();
+  const std::uint64_t ready = monotonic_ns();
   const std::uint64_t sessions = engine_->session_count(), files = engine_->file_count();
   LUO_TRY(place_late_files(update));
   const std::uint64_t preserved = monotonic_ns();
@@ -160,7 +129,6 @@ Result<> Server::leave_kernel(UpdateRec& update) {
   if ((update.flags & wire::kUpdateDryRun) != 0)
     return std::unexpected(Error{0, "a dry run: all was done but the reboot, and everything is as it was"});
   log(Level::Notice, "leaving this kernel with {} sessions and {} files", sessions, files);
-  if (control_.leaving.load() != 0) return {};  // systemd has been asked, by a worker that was killed since
   sync();
   if (sd_booted() > 0) return ask_systemd(update);
   reboot(static_cast<int>(LINUX_REBOOT_CMD_KEXEC));
@@ -188,9 +156,13 @@ Result<> Server::write_state(FdRef image) const {
 /// It ends all services in order, and then does the kexec, which luod has to see (dist/luod-kernel.conf).
 Result<> Server::ask_systemd(UpdateRec& update) {
   const std::uint64_t allowed = update.deadline_ns - update.begin_ns;
+  // From here on nothing changes any more, so what was stored stays right, whoever is killed: a next worker takes it
+  // over.
+  control_.image_fd = kernel_->offered();
   control_.leaving.store(1);
   if (auto begun = begin_kexec(); !begun) {
     control_.leaving.store(0);
+    control_.image_fd = 0;
     return begun;
   }
   Change change{arena_};
@@ -209,7 +181,6 @@ bool Server::still_leaving(UpdateRec& update) {
   Change change{arena_};
   change.tx.set(update.deadline_ns, monotonic_ns() + kLookAgainNs);
   change.commit();
-  if (!kernel_->offers_image()) cross_due_ = update.id;
   return true;
 }
 
@@ -275,10 +246,9 @@ Result<> Server::place_late_files(UpdateRec&) {
 /// They can grow again. Not while an update of the kernel goes on.
 void Server::displace_late_files() {
   if (!kernel_ || is_kernel_update_running()) return;
-  leaving_retry_.reset();
-  leaving_trouble_.clear();
   // Whoever has closed a session meanwhile is seen now.
   if (control_.leaving.exchange(0) != 0) sd_event_source_set_enabled(holder_source_.get(), SD_EVENT_ON);
+  control_.image_fd = 0;
   kernel_->withdraw_image();
   if (!kernel_->has_late()) return;
   struct Late {

@@ -133,6 +133,8 @@ Result<> Server::restore(WorkerKind kind) {
   if (over != 0) LUO_TRY(close_unnamed());
   if (kernel_) {
     kernel_->before_close([this] { wait_for_copies(); });
+    if (control_.leaving.load() != 0) kernel_->take_offer_over(control_.image_fd);
+    else if (control_.image_fd > 0) close_number(std::exchange(control_.image_fd, 0));
     end_arrival();
     kernel_->recover();
     LUO_TRY(kernel_->reserve());
@@ -155,8 +157,6 @@ Result<> Server::restore(WorkerKind kind) {
   });
   tell_outcomes();
   if (again) arm_deadlines();
-  // The worker before had offered its state to the next kernel, and that went with it.
-  go_on_leaving();
   return {};
 }
 

@@ -220,8 +220,6 @@ class Server {
   Result<Next> update_kernel(Request& request, Reply& reply, Change& change);
   void cross_kernel(UpdateRec& update);
   Result<> leave_kernel(UpdateRec& update);
-  void try_to_leave_again(const Error& why);
-  void go_on_leaving();
   bool is_kernel_update_running() const;
   Result<> place_late_files(UpdateRec& update);
   static std::uint64_t available_memory();                   ///< of the machine, in bytes; 0: not known
@@ -280,14 +278,12 @@ class Server {
   std::vector<int> closed_on_the_way_;  ///< write ends whose close an operation carried out (IsClosed)
   Loop loop_;
   Source accept_source_, accept_retry_, retry_, holder_source_, holder_retry_, watch_source_, watch_retry_,
-      wake_source_, timer_keeper_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_,
-      leaving_retry_;
+      wake_source_, timer_keeper_, keeper_source_, term_source_, int_source_, deadline_source_, probe_source_;
   bool outcomes_due_ = false;        ///< an update has ended, or has moved on
   bool recheck_due_ = false;         ///< who is concerned by an update has changed
   bool unfreeze_due_ = false;        ///< a crossing is off
   std::vector<std::uint64_t> told_;  ///< updates whose outcome is queued for somebody, so not yet recorded as told
   std::uint64_t cross_due_ = 0;      ///< everybody is ready for this update
-  std::string leaving_trouble_;      ///< why luod's state is not stored yet, while the kernel is left
   std::unordered_map<std::uint64_t, Peer> peers_;
   std::unique_ptr<Probe> probe_;
   std::uint64_t probe_peer_ = 0, probe_nonce_ = 0;

@@ -92,7 +92,9 @@ class Kernel {
   /// too.
   Result<> offer_image(FdRef image);
   void withdraw_image() noexcept;
-  bool offers_image() const noexcept { return own_.valid(); }
+  /// The session that carries the image, -1: none; and the same for a worker that comes after the one that made it.
+  int offered() const noexcept { return own_.raw(); }
+  void take_offer_over(int session) noexcept { own_ = Fd::adopt(session); }
 
   // --- arriving: the records came out of an image, their descriptors are another system's
   /// Forgets the descriptors of the side before. First of all.

@@ -40,6 +40,7 @@ leaves_with_systemd() { # one that only ends services, kills the worker, and lea
   luoctl stop
   luoctl list
   before=$(pid worker)
+  prlimit --pid $(pid keeper) --fsize=4096:unlimited # a next worker could not store luod's state anew
   kill -9 $before
   while [ "$(pid worker)" = $before ] || ! luoctl status; do sleep 0.1; done
   luoctl list

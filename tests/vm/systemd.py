@@ -15,11 +15,14 @@ SYSTEMD = pathlib.Path("/lib/systemd")
 UNITS = ["basic.target", "sysinit.target", "local-fs.target", "swap.target", "sockets.target", "timers.target", "paths.target", "slices.target",
          "shutdown.target", "umount.target", "final.target", "kexec.target", "systemd-kexec.service"]
 OURS = {
-    "default.target": "[Unit]\nRequires=basic.target\nAfter=basic.target\nWants=luod.socket luod.service kept.service test.service\nAllowIsolate=yes\n",
+    "default.target": "[Unit]\nRequires=basic.target\nAfter=basic.target\nWants=luod.socket luod.service kept.service slow.service test.service\nAllowIsolate=yes\n",
     # Begins in the first kernel only, and ends with the shutdown as every service does.
     "kept.service": "[Unit]\nConditionKernelCommandLine=!luo.boot\nAfter=luod.service\n[Service]\nEnvironment=LUO_SOCKET=/run/luo/luod.sock\n"
                     "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/luo-vm-service keep special 12 5000 --special\n"
                     "ExecStart=/bin/luo-vm-service keep many 300 4096\nExecStopPost=/bin/sh -c '/bin/pidof luo-vm-service >/share/stopped; echo stopped >>/share/stopped'\n",
+    # Takes longer to end than the update is allowed, and does meanwhile what must not disturb luod.
+    "slow.service": "[Unit]\nConditionKernelCommandLine=!luo.boot\nAfter=luod.service luod.socket\n[Service]\nType=oneshot\nRemainAfterExit=yes\n"
+                    "ExecStart=/bin/true\nExecStop=/bin/sh /systemd.sh ends-slowly\nTimeoutStopSec=60\n",
     "test.service": "[Unit]\nAfter=luod.service kept.service\n[Service]\nExecStart=/bin/sh /systemd.sh\n",
 }
 

@@ -1,6 +1,8 @@
-# luod as a unit of systemd, which is the first process, over a kexec by `systemctl kexec`. A unit runs this, in each kernel.
+# luod as a unit of systemd, which is the first process, over a kexec by `systemctl kexec`. A unit runs this, in each kernel;
+# another one ends with `ends-slowly`, in the shutdown.
 export PATH=/bin HOME=/root
-for port in /sys/class/virtio-ports/*; do
+[ "$1" != ends-slowly ] || exec >/share/slow 2>&1 </dev/null
+[ "$1" = ends-slowly ] || for port in /sys/class/virtio-ports/*; do
   case $(cat "$port/name") in
     luo.out) exec >"/dev/${port##*/}" 2>&1 </dev/null ;;
     luo.status) status=/dev/${port##*/} ;;
@@ -16,8 +18,34 @@ spared() { # keeper and worker have the command line that a shutdown spares
     [ "$(head -c1 "/proc/$(pid $who)/cmdline")" = @ ] || { echo "$who:"; tr '\0' ' ' <"/proc/$(pid $who)/cmdline"; return 1; }
   done
 }
+serves_again() { # BEFORE: another worker than that one
+  luoctl status >/dev/null 2>&1 && [ "$(pid worker)" != "$1" ]
+}
+ends_slowly() { # longer than the update's --timeout
+  until [ -e /share/stopped ]; do sleep 0.1; done # the service that has preserved, all of it
+  luoctl list
+  keeper=$(pid keeper) worker=$(pid worker)
+  kill "$keeper" "$worker"
+  luoctl stop
+  sleep 4
+  echo "== after the time allowed"
+  luoctl list
+  echo "== SIGKILL"
+  kill -9 "$worker"
+  soon serves_again "$worker"
+  luoctl list
+  leaving_image "$keeper"
+  sync
+}
+after() { # WORDS: what the slow service has seen
+  sed -n "/^== $1/,/^== /p" /share/slow
+}
 update() { luoctl update kernel --kernel $kernel --initrd $initrd --cmdline "$(line)" "$@"; }
 listed() { luoctl list | grep -q "$1"; }
+if [ "$1" = ends-slowly ]; then
+  ends_slowly
+  exit 0
+fi
 is_first() { [ "$(cat /proc/1/comm)" = systemd ] && [ -d /run/systemd/system ]; }
 
 case $LUO_BOOT in
@@ -39,12 +67,16 @@ case $LUO_BOOT in
   systemctl daemon-reload
 
   echo "# systemctl kexec"
-  update >/tmp/update 2>&1 || { echo "not ok - kexec"; cat /tmp/update; }
+  update --timeout 3 >/tmp/update 2>&1 || { echo "not ok - kexec"; cat /tmp/update; }
   sleep 1000 # until systemd ends this
   ;;
 2)
   does "after the kexec systemd is the first process again" is_first
   does "the shutdown had stopped the service, all of its processes" sh -c '[ "$(cat /share/stopped)" = stopped ]'
+  does "luod had been asked to end meanwhile, and had not" shows "is being left" cat /share/slow
+  does "when the time for the update was over, the shutdown was not: nothing was given up" shows "special *frozen" after "after the time allowed"
+  does "nor when the worker was killed" shows "special *frozen" after SIGKILL
+  does "luod's state stayed with the kernel" shows "luod$" after SIGKILL
   does "luod has arrived" soon luoctl status
   does "the update stands in its history" shows '"ok":true' sh -c 'luoctl --json status | tr -d " \n"'
   luoctl status | sed -n 's/^ *last update */# /p'
