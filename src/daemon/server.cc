@@ -133,10 +133,14 @@ Result<> Server::restore(WorkerKind kind) {
   if (over != 0) LUO_TRY(close_unnamed());
   if (kernel_) {
     kernel_->before_close([this] { wait_for_copies(); });
-    if (control_.leaving.load() != 0) kernel_->take_offer_over(control_.image_fd);
-    else if (control_.image_fd > 0) close_number(std::exchange(control_.image_fd, 0));
     end_arrival();
-    kernel_->recover();
+    if (control_.leaving.load() != 0) {
+      // It names kernel sessions, which are left as they are.
+      kernel_->take_offer_over(control_.image_fd);
+    } else {
+      if (control_.image_fd > 0) close_number(std::exchange(control_.image_fd, 0));
+      kernel_->recover();
+    }
     LUO_TRY(kernel_->reserve());
   }
   LUO_TRY(build_loop());
