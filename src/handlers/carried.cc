@@ -21,6 +21,8 @@ constexpr int open_in(unsigned bits) noexcept {
   return (static_cast<int>(bits & O_ACCMODE) ^ O_RDWR) | ((bits & kAppends) != 0 ? O_APPEND : 0);
 }
 
+static_assert(packed_open(O_RDWR) == 0 && open_in(0) == O_RDWR, "words that an earlier luod wrote say nothing of this");
+
 constexpr std::uint64_t packed(std::uint32_t part, Properties properties) noexcept {
   return kPlaced | part | std::uint64_t{properties.seals & 0xffffU} << 32 |
          std::uint64_t{properties.mode & 0xfffU} << 48 | std::uint64_t{packed_open(properties.open)} << 60;
