@@ -1,9 +1,7 @@
 #include "support/kill_process.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,18 +19,7 @@ struct Report {
   long number;  ///< Killed at the entry of this system call; -1: at an exit
 };
 
-void say(int to, Report report) noexcept {
-  if (::write(to, &report, sizeof report) != sizeof report) ::_exit(1);  // nobody listens any more
-}
-
-/// First of all in a tracer.
-void begin_tracer(int to, pid_t owner) noexcept {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != owner) ::_exit(1);
-  // Nothing that the owner closes may live on here: last closes are what some of the traced wait for.
-  if (to > 0) ::close_range(0, static_cast<unsigned>(to) - 1, 0);
-  ::close_range(static_cast<unsigned>(to) + 1, ~0U, 0);
-}
+void say(int to, const Report& report) noexcept { say_bytes(to, &report, sizeof report); }
 
 [[noreturn]] void give_up(int to) noexcept {
   say(to, {Report::What::Failed, errno, 0, -1});
@@ -64,8 +51,7 @@ void step(pid_t pid, int status, unsigned n, int kill_with, unsigned& stops, int
 }
 
 /// The tracer's whole life. Only what is allowed after fork in a program with threads.
-void trace(pid_t pid, unsigned n, int signal, int to, pid_t owner) noexcept {
-  begin_tracer(to, owner);
+void trace(pid_t pid, unsigned n, int signal, int to) noexcept {
   if (::ptrace(PTRACE_SEIZE, pid, nullptr, PTRACE_O_TRACESYSGOOD) != 0) give_up(to);
   if (::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) give_up(to);
   unsigned stops = 0;
@@ -87,8 +73,7 @@ void trace(pid_t pid, unsigned n, int signal, int to, pid_t owner) noexcept {
 }
 
 /// Another tracer: counts instructions.
-void trace_instructions(pid_t pid, unsigned n, int signal, int to, pid_t owner) noexcept {
-  begin_tracer(to, owner);
+void trace_instructions(pid_t pid, unsigned n, int signal, int to) noexcept {
   if (::ptrace(PTRACE_SEIZE, pid, nullptr, 0) != 0) give_up(to);
   if (::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) give_up(to);
   bool armed = false;
@@ -119,8 +104,7 @@ void trace_instructions(pid_t pid, unsigned n, int signal, int to, pid_t owner) 
 }
 
 /// Another tracer: of the first child that `parent` makes.
-void trace_next_child(pid_t parent, unsigned n, int signal, int to, pid_t owner) noexcept {
-  begin_tracer(to, owner);
+void trace_next_child(pid_t parent, unsigned n, int signal, int to) noexcept {
   constexpr long kBirths = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE;
   if (::ptrace(PTRACE_SEIZE, parent, nullptr, kBirths | PTRACE_O_TRACESYSGOOD) != 0) give_up(to);
   say(to, {Report::What::Armed, 0, 0, -1});
@@ -148,19 +132,6 @@ void trace_next_child(pid_t parent, unsigned n, int signal, int to, pid_t owner)
 
 }  // namespace
 
-SyscallKill::SyscallKill(pid_t tracer, Fd reports) noexcept : tracer_{tracer}, reports_{std::move(reports)} {}
-SyscallKill::SyscallKill(SyscallKill&& from) noexcept
-    : tracer_{std::exchange(from.tracer_, -1)}, reports_{std::move(from.reports_)} {}
-SyscallKill::~SyscallKill() { stop(); }
-
-void SyscallKill::stop() noexcept {
-  if (tracer_ < 0) return;
-  ::kill(tracer_, SIGKILL);  // the kernel lets go of what it traced
-  int status = 0;
-  while (::waitpid(tracer_, &status, 0) < 0 && errno == EINTR) {}
-  tracer_ = -1;
-}
-
 Result<SyscallKill> SyscallKill::arm_with_signal(pid_t pid, unsigned n, int signal) {
   return arm_with(&trace, pid, n, signal);
 }
@@ -173,28 +144,15 @@ Result<SyscallKill> SyscallKill::arm_next_child(pid_t parent, unsigned n) {
 
 Result<SyscallKill> SyscallKill::arm_with(Trace trace, pid_t pid, unsigned n, int signal) {
   if (n == 0) return fail(EINVAL, "kill process {} at its system call 0", pid);
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return sys_fail("pipe2(O_CLOEXEC)");
-  Fd reports = Fd::adopt(ends[0]), to = Fd::adopt(ends[1]);
-  const pid_t owner = ::getpid();
-  const pid_t tracer = ::fork();
-  if (tracer < 0) return sys_fail("fork()");
-  if (tracer == 0) {
-    trace(pid, n, signal, to.raw(), owner);
-    ::_exit(1);
-  }
-  to.close();
-  SyscallKill kill{tracer, std::move(reports)};
-  Report report{};
-  if (::read(kill.reports_.raw(), &report, sizeof report) != sizeof report)
-    return fail(ECHILD, "trace process {}: the tracer is gone", pid);
+  Tracer tracer = LUO_TRY(Tracer::start([=](int to) { trace(pid, n, signal, to); }));
+  const auto report = LUO_TRY_DURING(fmt::format("trace process {}", pid), tracer.next<Report>());
   if (report.what == Report::What::Failed) return fail(report.error, "trace process {}", pid);
   if (report.what != Report::What::Armed) return fail(ESRCH, "trace process {}: it has ended", pid);
-  return kill;
+  return SyscallKill{std::move(tracer)};
 }
 
 Result<SyscallKill::Outcome> SyscallKill::wait(std::chrono::milliseconds limit) {
-  pollfd poll{.fd = reports_.raw(), .events = POLLIN, .revents = 0};
+  pollfd poll{.fd = tracer_.reports().raw, .events = POLLIN, .revents = 0};
   const auto until = std::chrono::steady_clock::now() + limit;
   int ready = 0;
   do {
@@ -203,13 +161,12 @@ Result<SyscallKill::Outcome> SyscallKill::wait(std::chrono::milliseconds limit) 
   } while (ready < 0 && errno == EINTR);
   if (ready < 0) return sys_fail("poll(tracer)");
   if (ready == 0) {
-    stop();
+    tracer_.stop();
     return Outcome{false, 0, fmt::format("still running after {} ms", limit.count())};
   }
-  Report report{};
-  const bool read = ::read(reports_.raw(), &report, sizeof report) == sizeof report;
-  stop();
-  if (!read) return fail(ECHILD, "the tracer is gone");
+  const auto said = tracer_.next<Report>();
+  tracer_.stop();
+  const Report report = LUO_TRY(said);
   if (report.what == Report::What::Failed) return fail(report.error, "the tracer failed");
   if (report.what != Report::What::Killed) return Outcome{false, report.stops, "it ended by itself"};
   return Outcome{true, report.stops,

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/fd.h"
+#include "support/tracer.h"
 
 namespace luo::test {
 
@@ -18,7 +18,7 @@ namespace luo::test {
 /// is armed, and kills it with SIGKILL at the n-th. A process of its own does the tracing, so that any
 /// thread may wait. Only the thread `pid` is watched; the kill takes its whole process. Arming makes a
 /// system call in which the process waits return once with EINTR, or restart. Needs the right to ptrace it,
-/// which nobody else may be tracing.
+/// which nobody else may be tracing. Its destructor stops tracing; a process that is not dead by then runs on.
 class SyscallKill {
  public:
   struct Outcome {
@@ -35,21 +35,16 @@ class SyscallKill {
   static Result<SyscallKill> arm_next_child(pid_t parent, unsigned n);
   /// With SIGKILL at the n-th instruction instead; a system call is one. Some microseconds for each instruction.
   static Result<SyscallKill> arm_at_instruction(pid_t pid, unsigned n);
-  SyscallKill(SyscallKill&&) noexcept;
-  SyscallKill& operator=(SyscallKill&&) = delete;
-  ~SyscallKill();  ///< Stops tracing; a process that is not dead by then runs on.
 
   /// Waits for the kill or for the process's own end. After `limit`, which counts as neither: stops tracing,
   /// the process runs on. Once.
   Result<Outcome> wait(std::chrono::milliseconds limit);
 
  private:
-  using Trace = void (*)(pid_t pid, unsigned n, int signal, int to, pid_t owner);
+  using Trace = void (*)(pid_t pid, unsigned n, int signal, int to);
   static Result<SyscallKill> arm_with(Trace trace, pid_t pid, unsigned n, int signal);
-  SyscallKill(pid_t tracer, Fd reports) noexcept;
-  void stop() noexcept;
-  pid_t tracer_;
-  Fd reports_;
+  explicit SyscallKill(Tracer tracer) noexcept : tracer_{std::move(tracer)} {}
+  Tracer tracer_;
 };
 
 /// arm() and wait() in one, for a process that is busy anyway. ETIMEDOUT after 10 s without n stops.

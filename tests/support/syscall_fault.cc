@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
@@ -57,9 +56,7 @@ struct Report {
   int hit;  ///< index in kCanFail, -1: none
 };
 
-void say(int to, Report report) noexcept {
-  if (::write(to, &report, sizeof report) != sizeof report) ::_exit(1);
-}
+void say(int to, const Report& report) noexcept { say_bytes(to, &report, sizeof report); }
 
 int index_of(int code, const __ptrace_syscall_info& info) noexcept {
   for (int i = 0; i < static_cast<int>(std::size(kCanFail)); ++i) {
@@ -71,11 +68,7 @@ int index_of(int code, const __ptrace_syscall_info& info) noexcept {
 }
 
 /// The tracer's whole life. Only what is allowed after fork in a program with threads.
-[[noreturn]] void trace(pid_t pid, int code, unsigned n, int to, pid_t owner) noexcept {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::getppid() != owner) ::_exit(1);
-  if (to > 0) ::close_range(0, static_cast<unsigned>(to) - 1, 0);
-  ::close_range(static_cast<unsigned>(to) + 1, ~0U, 0);
+[[noreturn]] void trace(pid_t pid, int code, unsigned n, int to) noexcept {
   if (::ptrace(PTRACE_SEIZE, pid, nullptr, PTRACE_O_TRACESYSGOOD) != 0 ||
       ::ptrace(PTRACE_INTERRUPT, pid, nullptr, nullptr) != 0) {
     say(to, {0, errno, -1});
@@ -117,27 +110,16 @@ int index_of(int code, const __ptrace_syscall_info& info) noexcept {
 }  // namespace
 
 Result<SyscallFault> SyscallFault::arm(pid_t pid, int code, unsigned n) {
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return sys_fail("pipe2(O_CLOEXEC)");
-  Fd reports = Fd::adopt(ends[0]), to = Fd::adopt(ends[1]);
-  const pid_t owner = ::getpid();
-  const pid_t tracer = ::fork();
-  if (tracer < 0) return sys_fail("fork()");
-  if (tracer == 0) trace(pid, code, n, to.raw(), owner);
-  to.close();
-  SyscallFault fault{tracer, std::move(reports)};
-  Report report{};
-  if (::read(fault.reports_.raw(), &report, sizeof report) != sizeof report)
-    return fail(ECHILD, "trace process {}: the tracer is gone", pid);
+  Tracer tracer = LUO_TRY(Tracer::start([=](int to) { trace(pid, code, n, to); }));
+  const auto report = LUO_TRY_DURING(fmt::format("trace process {}", pid), tracer.next<Report>());
   if (report.armed == 0) return fail(report.error, "trace process {}", pid);
-  return fault;
+  return SyscallFault{std::move(tracer)};
 }
 
 std::string SyscallFault::hit() {
-  stop();
-  Report report{};
-  if (::read(reports_.raw(), &report, sizeof report) != sizeof report) return {};
-  return report.hit < 0 ? "" : kCanFail[report.hit].name;
+  tracer_.stop();
+  const auto report = tracer_.next<Report>();
+  return !report || report->hit < 0 ? "" : kCanFail[report->hit].name;
 }
 #else
 Result<SyscallFault> SyscallFault::arm(pid_t pid, int, unsigned) {
@@ -145,18 +127,5 @@ Result<SyscallFault> SyscallFault::arm(pid_t pid, int, unsigned) {
 }
 std::string SyscallFault::hit() { return {}; }
 #endif
-
-SyscallFault::SyscallFault(pid_t tracer, Fd reports) noexcept : tracer_{tracer}, reports_{std::move(reports)} {}
-SyscallFault::SyscallFault(SyscallFault&& from) noexcept
-    : tracer_{std::exchange(from.tracer_, -1)}, reports_{std::move(from.reports_)} {}
-SyscallFault::~SyscallFault() { stop(); }
-
-void SyscallFault::stop() noexcept {
-  if (tracer_ < 0) return;
-  ::kill(tracer_, SIGKILL);  // the kernel lets go of what it traced
-  int status = 0;
-  while (::waitpid(tracer_, &status, 0) < 0 && errno == EINTR) {}
-  tracer_ = -1;
-}
 
 }  // namespace luo::test

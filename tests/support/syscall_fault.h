@@ -9,7 +9,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/fd.h"
+#include "support/tracer.h"
 
 namespace luo::test {
 
@@ -19,18 +19,12 @@ class SyscallFault {
  public:
   /// n >= 1. ESRCH, EPERM, ENOSYS.
   static Result<SyscallFault> arm(pid_t pid, int code, unsigned n);
-  SyscallFault(SyscallFault&&) noexcept;
-  SyscallFault& operator=(SyscallFault&&) = delete;
-  ~SyscallFault();
-
   /// Stops tracing. The name of the call that failed; empty: it was not reached.
   std::string hit();
 
  private:
-  SyscallFault(pid_t tracer, Fd reports) noexcept;
-  void stop() noexcept;
-  pid_t tracer_;
-  Fd reports_;
+  explicit SyscallFault(Tracer tracer) noexcept : tracer_{std::move(tracer)} {}
+  Tracer tracer_;
 };
 
 }  // namespace luo::test
