@@ -278,7 +278,7 @@ TEST_F(LuoFileTest, CallsFailOnceLuodIsGone) {
   luo_ = connect(*luod_);
   EXPECT_EQ(luo_unpreserve_fd(luo(), session(), 1), -ECONNRESET);
   EXPECT_EQ(luo_session_create(luo(), "x"), -ECONNRESET);
-  EXPECT_THAT(luo_last_error(), testing::HasSubstr("luod is gone"));
+  EXPECT_THAT(luo_last_error(), HasSubstr("luod is gone"));
 }
 
 }  // namespace

@@ -114,7 +114,7 @@ Result<Next> Server::retrieve_wait(Request& request, Reply& reply, Change& chang
   if (request.parked_until_ns == 0)
     request.parked_until_ns =
         arg.timeout_ms == UINT32_MAX ? UINT64_MAX : monotonic_ns() + std::uint64_t{arg.timeout_ms} * 1'000'000;
-  const Result<Next> taken = take_incoming(request, reply, change, std::span<const char, 64>{arg.name});
+  Result<Next> taken = take_incoming(request, reply, change, std::span<const char, 64>{arg.name});
   // Not there, or in other hands that may let go of it.
   if (!taken && (taken.error().code == ENOENT || taken.error().code == EINVAL)) {
     if (monotonic_ns() < request.parked_until_ns) return Next::Park;

@@ -69,7 +69,7 @@ Json memory_of(const kho::Snapshot& arena, Ref<kho::PreservedRoot> root, std::ve
   }
   std::uint64_t left = arena.state().blocks;
   auto names = names_of(arena, record->names);
-  if (!names) faults.push_back(std::move(names).error().during("preserved memory"));
+  if (!names) faults.push_back(Error{names.error()}.during("preserved memory"));
   Json trees = Json::array();
   const auto show = [&](const PreservedLink& list, std::string_view side) {
     walk<PreservedSubtree>(

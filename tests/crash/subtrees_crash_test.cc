@@ -11,8 +11,6 @@
 namespace luo::kho {
 namespace {
 
-using test::KillCase;
-
 constexpr Layout kLayout{"crash", 1};
 
 class SubtreesCrash : public ::testing::Test {
