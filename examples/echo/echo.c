@@ -27,25 +27,28 @@
 #include <luo/tcp.h>
 
 #define SESSION "echo"
-#define MOST 256        /* connections */
-#define SLOT (1 << 16)  /* bytes of memory for each */
+#define MOST 256                                          /* connections */
+#define SLOT (1 << 16)                                    /* bytes of memory for each */
 enum { MEMORY = 1, LISTENER = 2, FIRST_CONNECTION = 16 }; /* tokens in the session */
 
-static struct luo_connection *luo;
+static struct luo_connection* luo;
 static int session, listener;
-static char *memory;
-static struct { int socket; struct luo_tcp *tcp; } peers[MOST]; /* socket 0: free */
+static char* memory;
+static struct {
+  int socket;
+  struct luo_tcp* tcp;
+} peers[MOST]; /* socket 0: free */
 static volatile sig_atomic_t stopping;
 
 static void stop(int number) { (void)number, stopping = 1; }
 
-static int check(int result, const char *what) {
+static int check(int result, const char* what) {
   if (result >= 0) return result;
   fprintf(stderr, "echo: %s: %s (%s)\n", what, strerror(-result), luo_last_error());
   exit(1);
 }
 
-static int posix(int result, const char *what) { return check(result < 0 ? -errno : result, what); }
+static int posix(int result, const char* what) { return check(result < 0 ? -errno : result, what); }
 
 /* The first one: everything is made, and preserved before anybody can connect. */
 static void create(int port) {
@@ -58,7 +61,7 @@ static void create(int port) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   posix(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int)), "setsockopt");
-  posix(bind(listener, (struct sockaddr *)&address, sizeof address), "bind");
+  posix(bind(listener, (struct sockaddr*)&address, sizeof address), "bind");
   check(luo_preserve_fd(luo, session, file, MEMORY), "preserve the memory");
   check(luo_preserve_fd(luo, session, listener, LISTENER), "preserve the listener");
   check(luo_session_hold(luo, session, LUO_HOLD_USER), "make the session wait for us");
@@ -102,13 +105,12 @@ static void welcome(void) {
   if (i < MOST && luo_tcp_create(memory + (size_t)i * SLOT, SLOT, LUO_TCP_ACCEPTED, &peers[i].tcp) == 0 &&
       luo_preserve_fd(luo, session, fd, FIRST_CONNECTION + (uint64_t)i) == 0)
     peers[i].socket = fd;
-  else
-    close(fd);
+  else close(fd);
 }
 
 /* Receives, echoes, sends. What is echoed and that it was read is one commit. */
 static void serve(int i) {
-  struct luo_tcp *tcp = peers[i].tcp;
+  struct luo_tcp* tcp = peers[i].tcp;
   ssize_t got = luo_tcp_receive(tcp, peers[i].socket);
   struct iovec in[2];
   size_t count = luo_tcp_input(tcp, in), room = luo_tcp_room(tcp);
@@ -122,7 +124,7 @@ static void serve(int i) {
   if (over || waiting < 0 || (got < 0 && got != -EAGAIN && got != -ENOBUFS)) give_up(i);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   sigaction(SIGTERM, &(struct sigaction){.sa_handler = stop}, NULL);
   check(luo_open(NULL, &luo), "connect to luod");
   session = luo_session_retrieve(luo, SESSION);

@@ -77,9 +77,9 @@ LUO_API int luo_session_hold(struct luo_connection* luo, int session, enum luo_h
  *     own LUO; updates of luod and of services carry them, an update of the kernel drops them with their tokens.
  *     Refused, luo_preserve_fd() of one is -EOPNOTSUPP there. It is about files to come: those in the session stay.
  *   "grow": memfds are given to the kernel only when an update of it is under way, so that they can grow and shrink
- *     until their owner has answered that it is ready (luo_update_ready); what the kernel finds wrong with one stops that update,
- *     where it would have been the answer to luo_preserve_fd(). Refused, the kernel has each memfd at once, and its
- *     size is fixed from then on (-EPERM).
+ *     until their owner has said that it is ready (luo_update_ready); what the kernel finds wrong with one stops that
+ *     update, where it would have been the answer to luo_preserve_fd(). Refused, the kernel has each memfd at once, and
+ *     its size is fixed from then on (-EPERM).
  * -EINVAL: no such key or value, or the session is not yet retrieved, or finished; -EBUSY: frozen; -ENOMEM;
  * -ENOTSUP: the kernel's own device, or a luod that knows no options. (luod only) */
 LUO_API int luo_session_set_option(struct luo_connection* luo, int session, const char* key, const char* value);

@@ -1,4 +1,4 @@
-// The flattened device tree of subtrees' names, in bytes: written and read with libfdt. The kernel's own: kernel_tree.h.
+// The flattened device tree of subtrees' names, in bytes: written and read with libfdt. The kernel's: kernel_tree.h.
 //
 //   / {
 //     compatible = "luo,kho-v1";

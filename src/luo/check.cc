@@ -163,8 +163,9 @@ Result<> Checker::options(Ref<SessionRecord> ref, Where where) {
                          found->hold == static_cast<std::uint32_t>(Hold::Unit);
   const std::size_t length = strnlen(found->held_for, sizeof found->held_for);
   if (where == Where::Doomed || found->hold > static_cast<std::uint32_t>(Hold::Unit) ||
-      found->event > static_cast<std::uint16_t>(OwnerEvent::Frozen) || (found->carry & ~kCarryAll) != 0 || length == sizeof found->held_for ||
-      (length != 0) != asks_more || (found->hold == 0 && found->event == 0 && found->carry == 0))
+      found->event > static_cast<std::uint16_t>(OwnerEvent::Frozen) || (found->carry & ~kCarryAll) != 0 ||
+      length == sizeof found->held_for || (length != 0) != asks_more ||
+      (found->hold == 0 && found->event == 0 && found->carry == 0))
     return damaged(ref.at, "a session's options do not fit");
   const auto state = static_cast<SessionState>(arena_.get(ref)->state);
   const auto event = static_cast<OwnerEvent>(found->event);

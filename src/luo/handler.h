@@ -74,8 +74,8 @@ class Handler {
   /// Last, light step; may replace the data. No allocation that can fail late, bounded time.
   virtual Result<HandlerData> freeze(const KeptFile& file) { return file.data; }
   virtual void unfreeze(const KeptFile&) noexcept {}
-  /// The file was another system's, and is here as `file` now, another inode of another device: what is remembered of it
-  /// from now on. Before any other call for it on this side.
+  /// The file was another system's, and is here as `file` now, another inode of another device: what is remembered of
+  /// it from now on. Before any other call for it on this side.
   virtual HandlerData arrive(const FileInfo& file, const HandlerData& before) noexcept {
     (void)file;
     return before;

@@ -114,8 +114,7 @@ TEST_F(BadInput, AnythingBeforeHelloClosesTheConnection) {
 
 TEST_F(BadInput, UnknownCommandsAndSecondHellosAreInvalid) {
   RawClient client = raw_client(luod_);
-  for (const std::uint32_t command :
-       {0U, 0xBA02U, 0xBA3FU, 0xBA44U, 0xBA7FU, 0xBA9FU, 0xBABFU, 0xBAC0U, 0xFFFFFFFFU})
+  for (const std::uint32_t command : {0U, 0xBA02U, 0xBA3FU, 0xBA44U, 0xBA7FU, 0xBA9FU, 0xBABFU, 0xBAC0U, 0xFFFFFFFFU})
     EXPECT_EQ(answered(client, static_cast<Command>(command), 0, bytes_of(plain_arg())), EINVAL) << command;
   wire::HelloArg hello{};
   hello.size = sizeof hello;
