@@ -128,6 +128,24 @@ LUO_API int luo_retrieve_many(struct luo_connection* luo, int session, const uin
 /* The tokens of a session in order of preservation: fills at most `room`, returns how many there are. (luod only) */
 LUO_API int luo_session_tokens(struct luo_connection* luo, int session, uint64_t* tokens, size_t room);
 
+/* --- many sessions at once (luod only) -------------------------------------------------------------------------------
+ * For one that owns hundreds of sessions: requests go out without waiting for the answer to the one before. Each stands
+ * by itself, in order, as if it had been called alone; what becomes of one changes nothing for the others. Return how
+ * many succeeded, or a negative errno (-ECONNRESET, -EPROTO, -EFAULT, -EINVAL: more than INT32_MAX): then nothing that
+ * was obtained is kept. */
+
+/* sessions[i] becomes what luo_session_create(), luo_session_retrieve() would have returned for names[i]. */
+LUO_API int luo_session_create_each(struct luo_connection* luo, const char* const* names, int* sessions, size_t count);
+LUO_API int luo_session_retrieve_each(struct luo_connection* luo, const char* const* names, int* sessions,
+                                      size_t count);
+/* File i is preserved in sessions[i], retrieved from it. Those of one session that stand beside each other travel
+ * together (at most 253), as one transaction. errors[i] becomes 0 or a positive errno, fds[i] a descriptor or a
+ * negative errno. After an error of luo_preserve_each, ECANCELED in errors[]: it may be preserved or not. */
+LUO_API int luo_preserve_each(struct luo_connection* luo, const int* sessions, const int* fds, const uint64_t* tokens,
+                              int* errors, size_t count);
+LUO_API int luo_retrieve_each(struct luo_connection* luo, const int* sessions, const uint64_t* tokens, int* fds,
+                              size_t count);
+
 /* --- updates (luod only) -------------------------------------------------------------------------- */
 
 enum luo_update_kind {

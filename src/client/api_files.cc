@@ -5,25 +5,14 @@
 
 #include <algorithm>
 
+#include "client/batches.h"
 #include "client/instance.h"
 #include "sys/luo_device.h"
-#include "sys/process.h"
 
 using namespace luo;
 using namespace luo::client;
 
 namespace {
-
-/// What the kernel would say when it comes to look at a descriptor that a message has just refused to
-/// carry: it is not open, or an io_uring, which no message carries and no handler knows. 0: it can be sent.
-/// (An O_PATH descriptor can; luod refuses it.)
-std::int32_t trouble_with(int fd) {
-  if (fcntl(fd, F_GETFD) < 0) return EBADF;
-  const auto link = read_link(FdRef::borrow(fd));
-  return link && link->starts_with("anon_inode:[io_uring") ? ENOENT : 0;
-}
-
-bool is_about_descriptors(const Error& error) noexcept { return error.code == EBADF || error.code == EINVAL; }
 
 /// `build` makes the request in c.request; anew, with what is wrong with `fd` instead of it, if no message carries
 /// that.
@@ -40,54 +29,6 @@ Result<int> preserve_one(luo_connection& c, int session, int fd, const Build& bu
   if (!sent) return std::unexpected(std::move(sent).error());
   LUO_TRY(verdict(*std::move(sent)));
   return 0;
-}
-
-/// One batch; `errors` says for each what became of it.
-Result<> preserve_batch(luo_connection& c, int session, std::span<const int> fds, std::span<const uint64_t> tokens,
-                        std::span<int> errors) {
-  const auto build = [&] {
-    c.request.start(wire::Command::PreserveMany, 0, 0)
-        .arg(wire::ManyArg{.size = 0, .count = static_cast<std::uint32_t>(fds.size())});
-    for (std::size_t i = 0; i < fds.size(); ++i) {
-      c.request.add(wire::ManyEntry{.token = tokens[i], .error = errors[i], .reserved = 0});
-      if (errors[i] == 0) c.request.add_fd(fds[i]);
-    }
-  };
-  std::ranges::fill(errors, 0);
-  build();
-  auto sent = c.exchange_about(session, c.request);
-  if (!sent && is_about_descriptors(sent.error())) {
-    std::ranges::transform(fds, errors.begin(), trouble_with);
-    build();
-    sent = c.exchange_about(session, c.request);
-  }
-  if (!sent) return std::unexpected(std::move(sent).error());
-  const Answer answer = LUO_TRY(verdict(*std::move(sent)));
-  const auto results = wire::parse_array<wire::ManyResult>(answer.payload);
-  if (!results || results->elements.size() != fds.size())
-    return fail(EPROTO, "luod answered for another number of files");
-  for (std::size_t i = 0; i < fds.size(); ++i) errors[i] = results->elements[i].error;
-  return {};
-}
-
-Result<> retrieve_batch(luo_connection& c, int session, std::span<const uint64_t> tokens, std::span<int> fds) {
-  c.request.start(wire::Command::RetrieveMany, 0, 0)
-      .arg(wire::ManyArg{.size = 0, .count = static_cast<std::uint32_t>(tokens.size())});
-  for (const std::uint64_t token : tokens) c.request.add(wire::ManyEntry{.token = token, .error = 0, .reserved = 0});
-  Answer answer = LUO_TRY(c.ask_about(session, c.request));
-  const auto results = wire::parse_array<wire::ManyResult>(answer.payload);
-  if (!results || results->elements.size() != tokens.size())
-    return fail(EPROTO, "luod answered for another number of files");
-  const auto announced = static_cast<std::size_t>(std::ranges::count(results->elements, 0, &wire::ManyResult::error));
-  if (announced != answer.header.fds || std::ranges::any_of(results->elements, [](auto r) { return r.error < 0; }))
-    return fail(EPROTO, "luod announced {} files and sent {}", announced, answer.header.fds);
-  // Numbers are given out in order; when they run out, the rest is missing. Asking again is harmless.
-  std::size_t next = 0;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (const std::int32_t error = results->elements[i].error; error != 0) fds[i] = -error;
-    else fds[i] = next < answer.fds.size() ? answer.fds[next++].release() : -EMFILE;
-  }
-  return {};
 }
 
 }  // namespace
@@ -191,11 +132,7 @@ int luo_retrieve_many(struct luo_connection* c, int session, const uint64_t* tok
           const std::size_t n = std::min(count - from, wire::kMaxFds);
           const auto done = retrieve_batch(*c, session, {tokens + from, n}, {fds + from, n});
           if (done) continue;
-          // Nothing may leak to a caller who sees only the error.
-          for (std::size_t i = 0; i < count; ++i) {
-            if (fds[i] >= 0) close_number(fds[i]);
-            fds[i] = -done.error().code;
-          }
+          give_back({fds, count}, done.error().code);
           return std::unexpected(done.error());
         }
         return static_cast<int>(std::count_if(fds, fds + count, [](int fd) { return fd >= 0; }));

@@ -61,9 +61,37 @@ Result<Answer> Connection::call(wire::Builder& request) {
 }
 
 Result<> Connection::post(wire::Builder& request) {
+  LUO_TRY(send_next(request, 0));
+  awaited_ = last_nonce_;
+  return {};
+}
+
+Result<> Connection::call_each(std::size_t count, const std::function<wire::Builder&(std::size_t)>& build,
+                               const std::function<void(std::size_t, Result<Answer>)>& take) {
+  constexpr std::size_t kMostInFlight = 32;  // what waits in the two sockets' queues
+  awaited_ = last_nonce_ + 1;
+  for (std::size_t sent = 0, answered = 0; answered < count;) {
+    while (sent < count && sent - answered < kMostInFlight) {
+      const bool alone = sent == answered;
+      auto posted = send_next(build(sent), alone ? 0 : MSG_DONTWAIT);
+      if (!posted && broken_) return posted;
+      if (!posted && !alone) break;  // answers that are taken make room; what is wrong with it is told in its turn
+      ++sent;
+      if (!posted) take(answered++, std::unexpected(std::move(posted).error()));
+    }
+    if (answered == sent) continue;
+    auto answer = LUO_TRY(receive_one(0));
+    if (!answer) continue;
+    ++awaited_;
+    take(answered++, std::move(*answer));
+  }
+  return {};
+}
+
+Result<> Connection::send_next(wire::Builder& request, int flags) {
   if (broken_) return std::unexpected(*broken_);
   request.set_nonce(last_nonce_ + 1);
-  auto sent = send(socket_, request.bytes(), request.fds());
+  auto sent = send(socket_, request.bytes(), request.fds(), flags);
   if (!sent) {
     if (sent.error().code == EPIPE || sent.error().code == ECONNRESET)
       return broken(Error{ECONNRESET, "luod closed the connection"});
@@ -120,11 +148,11 @@ Result<std::optional<Answer>> Connection::receive_one(int flags) {
     if (!queued) return broken(std::move(queued).error());
     return std::nullopt;
   }
-  if (header->nonce < last_nonce_) {  // luod crashed after answering, and answered again
+  if (header->nonce < awaited_) {  // luod crashed after answering, and answered again
     received_.fds.clear();
     return std::nullopt;
   }
-  if (header->nonce > last_nonce_) return broken(Error{EPROTO, "luod answered what nobody asked"});
+  if (header->nonce > awaited_) return broken(Error{EPROTO, "luod answered what nobody asked"});
   if (header->error < 0 || header->error > 4095)
     return broken(Error{EPROTO, fmt::format("luod answered with error {}", header->error)});
   Answer answer{*header, {payload.begin(), payload.end()}, {}, received_.control_truncated};

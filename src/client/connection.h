@@ -5,6 +5,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,6 +48,13 @@ class Connection {
   /// the connection is of no use any more and gives the same error each time.
   Result<Answer> call(wire::Builder& request);
 
+  /// `count` requests, sent without waiting for each other's answers, so that luod and we need not take turns for each.
+  /// build(i) returns the i-th one, and may be called for it more than once; take(i, ...) gets its answer, or why it
+  /// was not sent (EBADF, EINVAL, ETOOMANYREFS), in order. Errors: ECONNRESET, EPROTO; take() was not called for the
+  /// rest.
+  Result<> call_each(std::size_t count, const std::function<wire::Builder&(std::size_t)>& build,
+                     const std::function<void(std::size_t, Result<Answer>)>& take);
+
   /// The two halves of call(), for one who waits for other things too: socket() polls readable when
   /// take_answer() should be tried. It returns nothing while the answer is not there yet.
   Result<> post(wire::Builder& request);
@@ -63,6 +71,7 @@ class Connection {
  private:
   Connection(Fd socket, std::unique_ptr<EventQueue> events);
   Result<> say_hello(const Introduction& who);
+  Result<> send_next(wire::Builder& request, int flags);
   Result<std::optional<Answer>> receive_one(int flags);
   std::unexpected<Error> broken(Error why);
 
@@ -70,7 +79,8 @@ class Connection {
   std::unique_ptr<EventQueue> events_;
   std::unique_ptr<std::byte[]> buffer_;
   Received received_;
-  std::uint64_t last_nonce_ = 0;
+  std::uint64_t last_nonce_ = 0;  ///< of what was sent
+  std::uint64_t awaited_ = 0;     ///< whose answer comes next; those before it have been given up or answered
   std::optional<Error> broken_;
   wire::HelloArg hello_{};
 };

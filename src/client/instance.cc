@@ -54,37 +54,49 @@ Result<std::uint64_t> luo_connection::present(int session, const SessionRef& ref
   return handle;
 }
 
-Result<Answer> luo_connection::exchange_about(int session, wire::Builder& message) {
+Result<luo_connection::Handle> luo_connection::handle_of(int session) {
   const SessionRef ref = LUO_TRY(look_at(session));
   if (ref.in_kernel) return luo::fail(ENOTTY, "fd {} is not a pipe", session);
   const auto known = sessions_.find(session);
-  const bool from_memory =
-      known != sessions_.end() && known->second.inode == ref.inode && known->second.device == ref.device;
-  const std::uint64_t handle = from_memory ? known->second.handle : LUO_TRY(present(session, ref));
-  auto answer = connection->call(message.set_session(handle));
-  if (!answer || answer->header.error != EBADF || !from_memory) return answer;
+  if (known != sessions_.end() && known->second.inode == ref.inode && known->second.device == ref.device)
+    return Handle{known->second.handle, true};
+  return Handle{LUO_TRY(present(session, ref)), false};
+}
+
+Result<Answer> luo_connection::exchange_about(int session, wire::Builder& message) {
+  const Handle handle = LUO_TRY(handle_of(session));
+  auto answer = connection->call(message.set_session(handle.number));
+  if (!answer || answer->header.error != EBADF || !handle.from_memory) return answer;
   // Either luod does not know the handle (any more), or it reports what we said of an argument; only if
   // the handle changes was it the former.
-  const std::string name = known->second.name;
+  const std::string name = sessions_[session].name;
+  const SessionRef ref = LUO_TRY(look_at(session));
   const std::uint64_t anew = LUO_TRY(present(session, ref));
   sessions_[session].name = name;
-  if (anew == handle) return answer;
+  if (anew == handle.number) return answer;
   return connection->call(message.set_session(anew));
 }
 
-Result<Fd> luo_connection::receive_session(Answer answer, std::string_view name) {
+Result<luo_connection::HandedOut> luo_connection::session_in(Answer answer, std::string_view name) const {
   // Without ACCEPT luod takes the session back as soon as the descriptor that got lost is gone.
   if (answer.fds_missing) return luo::fail(EMFILE, "no free descriptor number for the session");
   struct stat info;
   if (answer.fds.size() != 1 || fstat(answer.fds[0].raw(), &info) != 0 || !S_ISFIFO(info.st_mode))
     return luo::fail(EPROTO, "luod sent {} descriptors, none of them a session", answer.fds.size());
-  Fd session = std::move(answer.fds[0]);
-  const std::uint64_t handle = answer.header.session;
+  return HandedOut{std::move(answer.fds[0]), {info.st_ino, info.st_dev, answer.header.session, std::string{name}}};
+}
+
+Fd luo_connection::remember(HandedOut session) {
+  sessions_[session.fd.raw()] = std::move(session.known);
+  return std::move(session.fd);
+}
+
+Result<Fd> luo_connection::receive_session(Answer answer, std::string_view name) {
+  HandedOut session = LUO_TRY(session_in(std::move(answer), name));
   wire::Builder message;
-  message.start(wire::Command::Accept, 0, handle).arg(wire::PlainArg{});
+  message.start(wire::Command::Accept, 0, session.known.handle).arg(wire::PlainArg{});
   LUO_TRY_DURING("accept the session", ask(message));
-  sessions_[session.raw()] = {info.st_ino, info.st_dev, handle, std::string{name}};
-  return session;
+  return remember(std::move(session));
 }
 
 std::string luo_connection::describe(int session) const {

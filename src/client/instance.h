@@ -47,12 +47,26 @@ struct luo_connection {
   luo::Result<luo::client::Answer> ask_about(int session, luo::wire::Builder& request);
   /// The same, but an errno that luod gave is in the answer; an Error comes from this side.
   luo::Result<luo::client::Answer> exchange_about(int session, luo::wire::Builder& request);
+  /// luod's handle of `session`; presents the descriptor first if luod does not know it from us. Errors as ask_about().
+  struct Handle {
+    std::uint64_t number;
+    bool from_memory;  ///< luod may have forgotten it since: then it answers EBADF
+  };
+  luo::Result<Handle> handle_of(int session);
   /// EOPNOTSUPP: that luod, as it was when this connection began, cannot do it.
   luo::Result<> expect(luo::wire::Capability capability) const;
   /// What `session` is. EBADF: not open. Only of those in luod does one need a handle.
   luo::Result<luo::client::SessionRef> look_at(int session) const;
   /// Takes the session fd out of an answer that hands one out, accepts it, and remembers its handle.
   luo::Result<luo::Fd> receive_session(luo::client::Answer answer, std::string_view name);
+  /// The two halves of it, for several at once: what was handed out, and, when ACCEPT has been answered, that it is
+  /// ours.
+  struct HandedOut {
+    luo::Fd fd;
+    luo::client::KnownSession known;
+  };
+  luo::Result<HandedOut> session_in(luo::client::Answer answer, std::string_view name) const;
+  luo::Fd remember(HandedOut session);
 
   /// "session 'vm-7'" or "session fd 5".
   std::string describe(int session) const;

@@ -27,6 +27,21 @@ struct Bench {
   }
   void make_incoming() {
     make_session();
+    cross_all();
+  }
+  /// "s" with its two files, and "t" with one.
+  void make_two() {
+    make_session();
+    other = client->create("t");
+    files.push_back(memfd_with("3"));
+    ASSERT_EQ(luo_preserve_fd(*client, other.raw(), files.back().raw(), 3), 0) << luo_last_error();
+  }
+  void make_two_incoming() {
+    make_two();
+    cross_all();
+    other.close();
+  }
+  void cross_all() {
     RawClient admin = raw_client(luod);
     const auto crossed = admin.call(wire::Command::UpdateSimulated, 0, update_arg());
     ASSERT_TRUE(crossed.has_value() && crossed->error() == 0);
@@ -41,7 +56,7 @@ struct Bench {
   Luod& luod;
   std::unique_ptr<Client> client;
   std::optional<RawClient> administrator;
-  Fd session;
+  Fd session, other;
   std::vector<Fd> files;
 };
 
@@ -112,6 +127,53 @@ inline const Operation kOperations[] = {
        const std::uint64_t tokens[3] = {2, 7, 1};
        int fds[3];
        std::string text = std::to_string(luo_retrieve_many(*b.client, b.session.raw(), tokens, fds, 3));
+       for (const int fd : fds) text += fd < 0 ? fmt::format(" {}", fd) : " " + content_of(Fd::adopt(fd));
+       return text;
+     }},
+    {"create_each", [](Bench& b) { b.make_session(); },
+     [](Bench& b) {
+       const char* const names[] = {"t", "s", ""};
+       int sessions[3];
+       const int made = luo_session_create_each(*b.client, names, sessions, 3);
+       b.other = Fd::adopt(sessions[0]);
+       return fmt::format("{} {} {}", made, errno_or_zero(sessions[1]), errno_or_zero(sessions[2]));
+     }},
+    {"retrieve_each_session", [](Bench& b) { b.make_two_incoming(); },
+     [](Bench& b) {
+       const char* const names[] = {"t", "none", "s"};
+       int sessions[3];
+       const int came = luo_session_retrieve_each(*b.client, names, sessions, 3);
+       b.other = Fd::adopt(sessions[0]);
+       b.session = Fd::adopt(sessions[2]);
+       return fmt::format("{} {}", came, errno_or_zero(sessions[1]));
+     }},
+    {"preserve_each", [](Bench& b) { b.make_two(); },
+     [](Bench& b) {
+       int fds[6], errors[6];
+       const int s = b.session.raw(), t = b.other.raw();
+       const int sessions[6] = {s, s, t, t, s, t};
+       const std::uint64_t tokens[6] = {10, 1, 11, 12, 13, 14};
+       for (int& fd : fds) {
+         b.files.push_back(memfd_with("e"));
+         fd = b.files.back().raw();
+       }
+       fds[3] = -1;
+       std::string text = std::to_string(luo_preserve_each(*b.client, sessions, fds, tokens, errors, 6));
+       for (const int error : errors) text += fmt::format(" {}", error);
+       return text;
+     }},
+    {"retrieve_each",
+     [](Bench& b) {
+       b.make_two_incoming();
+       b.session = b.client->retrieve("s");
+       b.other = b.client->retrieve("t");
+     },
+     [](Bench& b) {
+       const int s = b.session.raw(), t = b.other.raw();
+       const int sessions[5] = {s, t, t, s, -1};
+       const std::uint64_t tokens[5] = {2, 3, 7, 1, 1};
+       int fds[5];
+       std::string text = std::to_string(luo_retrieve_each(*b.client, sessions, tokens, fds, 5));
        for (const int fd : fds) text += fd < 0 ? fmt::format(" {}", fd) : " " + content_of(Fd::adopt(fd));
        return text;
      }},
