@@ -31,28 +31,35 @@ Result<std::string> saved_path(const Control& control) {
   return fmt::format("{}/arrived-{}.image", control.state_dir, id);
 }
 
-Result<> copy(FdRef from, FdRef to, off_t begin, off_t end) {
-  std::vector<std::byte> piece(kPiece);
-  while (begin < end) {
-    const auto wanted = std::min<std::size_t>(piece.size(), static_cast<std::size_t>(end - begin));
-    const ssize_t n = pread(from.raw, piece.data(), wanted, begin);
+Result<> write_at(FdRef to, std::span<const std::byte> bytes, off_t at) {
+  while (!bytes.empty()) {
+    const ssize_t n = pwrite(to.raw, bytes.data(), bytes.size(), at);
+    if (n < 0 && errno != EINTR) return sys_fail("pwrite({} bytes at {})", bytes.size(), at);
+    const auto written = static_cast<std::size_t>(std::max<ssize_t>(n, 0));
+    bytes = bytes.subspan(written);
+    at += static_cast<off_t>(written);
+  }
+  return {};
+}
+
+Result<> copy(FdRef from, FdRef to, off_t bytes) {
+  std::vector<std::byte> piece(static_cast<std::size_t>(std::min<off_t>(bytes, kPiece)));
+  for (off_t at = 0; at < bytes;) {
+    const auto wanted = std::min<std::size_t>(piece.size(), static_cast<std::size_t>(bytes - at));
+    const ssize_t n = pread(from.raw, piece.data(), wanted, at);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return sys_fail("pread({} at {})", wanted, begin);
-    if (n == 0) return fail(EIO, "it ends at {} of {}", begin, end);
-    for (ssize_t done = 0; done < n;) {
-      const ssize_t written = pwrite(to.raw, piece.data() + done, static_cast<std::size_t>(n - done), begin + done);
-      if (written < 0 && errno != EINTR) return sys_fail("pwrite(at {})", begin + done);
-      done += std::max<ssize_t>(written, 0);
-    }
-    begin += n;
+    if (n < 0) return sys_fail("pread({} at {})", wanted, at);
+    if (n == 0) return fail(EIO, "it ends at {} of {}", at, bytes);
+    LUO_TRY(write_at(to, std::span{piece}.first(static_cast<std::size_t>(n)), at));
+    at += n;
   }
   return {};
 }
 
 /// The whole arena but the control page, which this luod's processes share already.
-Result<> replace_arena(FdRef with, FdRef arena) {
+Result<> replace_arena(const kho::Arena& with, FdRef arena) {
   struct stat st {};
-  if (fstat(with.raw, &st) != 0) return sys_fail("fstat");
+  if (fstat(with.fd().raw, &st) != 0) return sys_fail("fstat");
   const off_t size = st.st_size;
   if (fstat(arena.raw, &st) != 0) return sys_fail("fstat");
   // An arena's size is sealed, and its control page is mapped by all of this luod.
@@ -62,14 +69,17 @@ Result<> replace_arena(FdRef with, FdRef arena) {
   if (fallocate(arena.raw, kPunch, 0, kho::Arena::kControlOffset) != 0 ||
       fallocate(arena.raw, kPunch, kControlEnd, size - kControlEnd) != 0)
     return sys_fail("fallocate(PUNCH_HOLE)");
+  const std::byte* const base = with.control().data() - kho::Arena::kControlOffset;
+  const auto take = [&](off_t from, off_t to) {
+    return from < to ? write_at(arena, {base + from, base + to}, from) : Result<>{};
+  };
   for (off_t at = 0;;) {
-    const off_t data = lseek(with.raw, at, SEEK_DATA);
+    const off_t data = lseek(with.fd().raw, at, SEEK_DATA);
     if (data < 0 && errno == ENXIO) return {};
-    const off_t end = data < 0 ? -1 : lseek(with.raw, data, SEEK_HOLE);
+    const off_t end = data < 0 ? -1 : lseek(with.fd().raw, data, SEEK_HOLE);
     if (end < 0) return sys_fail("lseek");
-    if (data < static_cast<off_t>(kho::Arena::kControlOffset))
-      LUO_TRY(copy(with, arena, data, std::min<off_t>(end, kho::Arena::kControlOffset)));
-    if (end > kControlEnd) LUO_TRY(copy(with, arena, std::max(data, kControlEnd), end));
+    LUO_TRY(take(data, std::min<off_t>(end, kho::Arena::kControlOffset)));
+    LUO_TRY(take(std::max(data, kControlEnd), end));
     at = end;
   }
 }
@@ -81,7 +91,7 @@ Result<> save(const std::string& path, FdRef image) {
   const std::string part = path + ".part";
   const Fd file = Fd::adopt(open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!file.valid()) return sys_fail("open('{}')", part);
-  LUO_TRY(copy(image, file, 0, st.st_size));
+  LUO_TRY(copy(image, file, st.st_size));
   if (fsync(file.raw()) != 0) return sys_fail("fsync('{}')", part);
   if (rename(part.c_str(), path.c_str()) != 0) return sys_fail("rename('{}')", path);
   return {};
@@ -127,9 +137,8 @@ void close_brought(const Control& control) {
 }
 
 Result<> populate(Control& control, FdRef image) {
-  kho::Arena arrived = LUO_TRY(kho::populate(image, Engine::kLayout, "luod-arrived"));
-  const Fd file = arrived.release();
-  LUO_TRY_DURING("put luod's state in its place", replace_arena(file, FdRef::borrow(control.arena_fd)));
+  const kho::Arena arrived = LUO_TRY(kho::populate(image, Engine::kLayout, "luod-arrived"));
+  LUO_TRY_DURING("put luod's state in its place", replace_arena(arrived, FdRef::borrow(control.arena_fd)));
   control.arrival.store(static_cast<std::uint32_t>(Arrival::Populated));
   return {};
 }
