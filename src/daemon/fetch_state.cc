@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "kho/image.h"
+#include "kho/image_open.h"
 #include "luo/engine.h"
 #include "medium/kernel.h"
 #include "sys/memfd.h"
@@ -91,22 +92,22 @@ Result<> save(const std::string& path, FdRef image) {
   const std::string part = path + ".part";
   const Fd file = Fd::adopt(open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!file.valid()) return sys_fail("open('{}')", part);
-  LUO_TRY(copy(image, file, st.st_size));
-  if (fsync(file.raw()) != 0) return sys_fail("fsync('{}')", part);
-  if (rename(part.c_str(), path.c_str()) != 0) return sys_fail("rename('{}')", path);
-  return {};
+  auto saved = [&]() -> Result<> {
+    LUO_TRY_DURING(fmt::format("write '{}'", part), copy(image, file, st.st_size));
+    if (fsync(file.raw()) != 0) return sys_fail("fsync('{}')", part);
+    if (rename(part.c_str(), path.c_str()) != 0) return sys_fail("rename('{}')", path);
+    return {};
+  }();
+  if (!saved) unlink(part.c_str());
+  return saved;
 }
 
-/// Its room was larger than it is: its length stands at the end of it.
+/// Its room was larger than it is. Nothing is cut of what this luod cannot read: another may, and it is to be saved.
 Result<> cut_to_length(FdRef image) {
-  if (kho::inspect_image(image)) return {};  // by a worker before us
+  const auto bytes = kho::image_length(image);
   struct stat st {};
-  if (fstat(image.raw, &st) != 0) return sys_fail("fstat of the image");
-  std::uint64_t bytes = 0;
-  const off_t at = st.st_size - static_cast<off_t>(sizeof bytes);
-  if (at < 0 || pread(image.raw, &bytes, sizeof bytes, at) != sizeof bytes || bytes > static_cast<std::uint64_t>(at))
-    return fail(EBADMSG, "an image of {} bytes has no length at its end", st.st_size);
-  if (ftruncate(image.raw, static_cast<off_t>(bytes)) != 0) return sys_fail("ftruncate of the image to {}", bytes);
+  if (!bytes || fstat(image.raw, &st) != 0 || static_cast<std::uint64_t>(st.st_size) == *bytes) return {};
+  if (ftruncate(image.raw, static_cast<off_t>(*bytes)) != 0) return sys_fail("ftruncate of the image to {}", *bytes);
   return {};
 }
 
@@ -146,15 +147,22 @@ Result<> populate(Control& control, FdRef image) {
 }  // namespace
 
 Result<> fetch_state(Control& control) {
+  medium::LuoDevice device{FdRef::borrow(control.device_fd)};
+  return fetch_state(control, device);
+}
+
+Result<> fetch_state(Control& control, medium::Device& device) {
   if (control.worker_starts.load() > 1) close_brought(control);
   const std::string path = LUO_TRY_DURING("look for saved state", saved_path(control));
-  if (const Fd saved = Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)); saved.valid()) {
+  Fd saved = Fd::adopt(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!saved.valid()) saved = Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (saved.valid()) {
     log(Level::Notice, "taking the state that an earlier luod saved in {}", path);
-    auto used = populate(control, saved);
+    auto used = cut_to_length(saved);
+    if (used) used = populate(control, saved);
     if (!used) return std::unexpected(std::move(used).error().during(fmt::format("use {}", path)));
     return used;
   }
-  medium::LuoDevice device{FdRef::borrow(control.device_fd)};
   medium::Kernel::Left left =
       LUO_TRY_DURING("look for what the kernel before left", medium::Kernel::find_image(device));
   if (!left.session.valid()) {
@@ -162,17 +170,18 @@ Result<> fetch_state(Control& control) {
     return {};
   }
   control.own_fd = left.session.release();
-  if (auto cut = cut_to_length(left.image); !cut)
-    return std::unexpected(std::move(cut).error().during("look for what the kernel before left"));
+  LUO_TRY_DURING("look for what the kernel before left", cut_to_length(left.image));
   auto populated = populate(control, left.image);
   if (populated || (populated.error().code != EBADMSG && populated.error().code != EPROTO)) return populated;
-  auto saved = save(path, left.image);
+  const auto kept = save(path, left.image);
   return std::unexpected(std::move(populated).error().during(
-      saved ? fmt::format(
-                  "the state from the kernel before was saved in {}, and what it keeps is still in the kernel: stop "
-                  "this luod and start one that can read it with the same --state-dir",
-                  path)
-            : fmt::format("the state from the kernel before could not be saved either ({})", saved.error())));
+      kept ? fmt::format(
+                 "the state from the kernel before was saved in {}, and what it keeps is still in the kernel: stop "
+                 "this luod and start one that can read it with the same --state-dir",
+                 path)
+           : fmt::format("the state from the kernel before could not be saved either ({}): make that possible, and "
+                         "send SIGHUP to luod's keeper, which has it as long as it runs",
+                         kept.error())));
 }
 
 void forget_saved_state(const Control& control) noexcept {

@@ -1,6 +1,7 @@
 // What the kernel before has left for luod: its own session, in it the image of the arena.
 #pragma once
 #include "daemon/control.h"
+#include "medium/device.h"
 
 namespace luo::daemon {
 
@@ -8,8 +9,11 @@ namespace luo::daemon {
 /// that nothing came (Arrival::Over). May be killed at any instruction, and called again. The arena must not be mapped
 /// by this process. Errors: EBADMSG, EPROTO: the image cannot be used (EPROTO
 /// also: its arena has another size than this luod's); it is saved in the state directory then, where a
-/// luod that can finds it, and its files stay in the kernel until the next boot; ENOMEM, ENOSPC.
+/// luod that can finds it, and its files stay in the kernel until the next boot; if that fails it stays in the kernel
+/// as well, and the next call tries again; ENOMEM, ENOSPC.
 Result<> fetch_state(Control& control);
+/// The same through another device.
+Result<> fetch_state(Control& control, medium::Device& device);
 
 /// It has arrived: what was saved is not needed any more.
 void forget_saved_state(const Control& control) noexcept;

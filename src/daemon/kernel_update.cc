@@ -29,8 +29,8 @@ double ms(std::uint64_t from, std::uint64_t to) {
   return from == 0 || to < from ? 0 : static_cast<double>(to - from) / 1e6;
 }
 
-/// The image's room: freezing may change what handlers remember, and it cannot grow any more then. At its end, where
-/// the next luod looks for it, stands how long the image is.
+/// The image's room: freezing may change what handlers remember, and it cannot grow any more then. At its end
+/// stands how long the image is, for a luod that does not go by the header.
 constexpr std::uint64_t room_for(std::uint64_t image) noexcept {
   return (image + image / 8 + 256 * 1024 + 4095) / 4096 * 4096;
 }

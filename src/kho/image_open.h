@@ -14,6 +14,10 @@ Result<> read_at(FdRef file, std::uint64_t at, std::span<std::byte> to, std::str
 /// Reads and checks the header, all of it. EBADMSG, EPROTO, EINVAL (not a file).
 Result<ImageHeader> read_image_header(FdRef image);
 
+/// What a sound header says of the image's length, in a file that may be longer (ImageOptions::in_place). EBADMSG
+/// (shorter, too), EPROTO, EINVAL.
+Result<std::uint64_t> image_length(FdRef image);
+
 /// EBADMSG, with both, if a checksum differs.
 Result<> check_sum(std::string_view what, std::uint64_t is, std::uint64_t stored);
 

@@ -79,7 +79,9 @@ Result<> read_at(FdRef file, std::uint64_t at, std::span<std::byte> to, std::str
   return {};
 }
 
-Result<ImageHeader> read_image_header(FdRef image) {
+namespace {
+
+Result<ImageHeader> read_header(FdRef image, bool may_be_longer) {
   struct stat st {};
   if (::fstat(image.raw, &st) != 0) return sys_fail("fstat(fd {})", image.raw);
   if (!S_ISREG(st.st_mode)) return fail(EINVAL, "fd {} is not a file", image.raw);
@@ -88,10 +90,16 @@ Result<ImageHeader> read_image_header(FdRef image) {
   if (size < sizeof header)
     return fail(EBADMSG, "image header: the file has only {} bytes of its {}", size, sizeof header);
   LUO_TRY(read_at(image, 0, std::as_writable_bytes(std::span{&header, 1}), "image header"));
-  LUO_TRY(check_identity(header, size));
+  LUO_TRY(check_identity(header, may_be_longer ? std::min(size, header.file_bytes) : size));
   LUO_TRY(check_header(header));
   return header;
 }
+
+}  // namespace
+
+Result<ImageHeader> read_image_header(FdRef image) { return read_header(image, false); }
+
+Result<std::uint64_t> image_length(FdRef image) { return LUO_TRY(read_header(image, true)).file_bytes; }
 
 Result<> check_sum(std::string_view what, std::uint64_t is, std::uint64_t stored) {
   if (is == stored) return {};
