@@ -1,4 +1,4 @@
-# In the virtual machine. Arguments: timeline ROUNDS SESSIONS FILES BIG WAYS, or curve WAY SESSIONS FILES.
+# In the virtual machine. Arguments: timeline SESSIONS FILES BIG WAY..., or deep FILES WAY..., or curve WAY SESSIONS FILES.
 # A timeline's boot number N takes what boot N-1 left, and leaves what boot N+1 takes.
 exec 2>/share/errors
 set -e
@@ -11,11 +11,11 @@ start_luod() { luod --medium "$1" --socket $LUO_SOCKET --state-dir /run/luod 2>/
 load() { kexec -s -l /share/bzImage --initrd=/share/initrd --command-line="$line"; }
 case $what in
 timeline)
-  rounds=$1 sessions=$2 files=$3 big=$4
-  shift 4
-  mine=$(echo "$@" | cut -d' ' -f$(((LUO_BOOT - 1) % $# + 1)))
-  theirs=$(echo "$@" | cut -d' ' -f$(((LUO_BOOT + $# - 2) % $# + 1)))
+  sessions=$1 files=$2 big=$3
+  shift 3
+  mine=$(echo "$@" | cut -d' ' -f$LUO_BOOT)
   if [ "$LUO_BOOT" != 1 ]; then
+    theirs=$(echo "$@" | cut -d' ' -f$((LUO_BOOT - 1)))
     [ "$theirs" = bare ] || start_luod kernel
     luo-timeline "$theirs" take "$sessions" "$files" "$big"
     if [ "$theirs" != bare ]; then
@@ -24,7 +24,7 @@ timeline)
       wait
     fi
   fi
-  [ "$LUO_BOOT" -le $((rounds * $#)) ] || exit 0
+  [ "$LUO_BOOT" -le $# ] || exit 0
   if [ "$mine" = bare ]; then
     load
     luo-timeline bare fill "$sessions" "$files" "$big"
@@ -34,6 +34,14 @@ timeline)
     luoctl update kernel --kernel /share/bzImage --initrd /share/initrd --cmdline "$line" >&2
   fi
   exit 91 ;;
+deep)
+  files=$1
+  shift
+  for way; do
+    [ "$way" = bare ] || start_luod kernel
+    luo-timeline "$way" deep "$files"
+    [ "$way" = bare ] || { luoctl stop >&2; wait; }
+  done ;;
 curve)
   way=$1
   if [ "$way" = bare ]; then

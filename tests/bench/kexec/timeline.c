@@ -4,6 +4,7 @@
  *   luo-timeline bare|luod fill SESSIONS FILES BIG    FILES of 4 KiB in each session, and one of BIG bytes. bare:
  * leaves the kernel then, which must be loaded; luod: a child stays and is ready when luod announces an update
  *   luo-timeline bare|luod take SESSIONS FILES BIG    retrieves all, then verifies it
+ *   luo-timeline bare|luod deep FILES                 FILES of 4 KiB in one session, and given up again
  *   luo-timeline bare|luod curve-fill SESSIONS FILES  so many sessions one by one, and so many files in one of them
  *   luo-timeline bare|luod curve-take FILES
  */
@@ -91,27 +92,57 @@ static void stay(const struct way* way, int waiting, struct moment* moment) {
   _exit(0);
 }
 
+/* All sessions and files of a timeline; those of a session stand beside each other. */
+struct kept {
+  unsigned sessions, files; /* of these in each session */
+  size_t count;
+  char (*text)[LUO_NAME_LENGTH];
+  const char** names;
+  int *held, *session_of, *fds; /* by session, by file, by file */
+  uint64_t* tokens;
+};
+
+static struct kept room_for(unsigned sessions, unsigned files) {
+  const size_t count = (size_t)sessions * files;
+  const struct kept kept = {sessions,
+                            files,
+                            count,
+                            calloc(sessions, sizeof *kept.text),
+                            calloc(sessions, sizeof *kept.names),
+                            calloc(sessions, sizeof *kept.held),
+                            calloc(count, sizeof *kept.session_of),
+                            calloc(count, sizeof *kept.fds),
+                            calloc(count, sizeof *kept.tokens)};
+  if (kept.text == NULL || kept.names == NULL || kept.held == NULL || kept.session_of == NULL || kept.fds == NULL ||
+      kept.tokens == NULL)
+    die("calloc");
+  for (unsigned s = 0; s < sessions; ++s) name_session(kept.text[s], s), kept.names[s] = kept.text[s];
+  for (size_t i = 0; i < count; ++i) kept.tokens[i] = i % files;
+  return kept;
+}
+
+/* Once the sessions are there. */
+static void say_whose(const struct kept* kept) {
+  for (size_t i = 0; i < kept->count; ++i) kept->session_of[i] = kept->held[i / kept->files];
+}
+
 static void fill(const char* way_name, unsigned sessions, unsigned files, uint64_t big_bytes) {
   const int bare = strcmp(way_name, "bare") == 0;
   const int waiting = bare ? -1 : go_behind();
   const struct way way = open_way(way_name);
   note_clocks();
-  int* const fds = calloc((size_t)sessions * files, sizeof *fds);
-  int* const held = calloc(sessions, sizeof *held);
-  uint64_t* const tokens = calloc(files, sizeof *tokens);
-  if (fds == NULL || held == NULL || tokens == NULL) die("calloc");
+  const struct kept kept = room_for(sessions, files);
   for (unsigned s = 0; s < sessions; ++s)
-    for (unsigned f = 0; f < files; ++f) fds[s * files + f] = memfd_of(FILE_BYTES, seed_of(s, f));
-  for (unsigned f = 0; f < files; ++f) tokens[f] = f;
+    for (unsigned f = 0; f < files; ++f) kept.fds[s * files + f] = memfd_of(FILE_BYTES, seed_of(s, f));
   const int big = memfd_of(big_bytes, 1);
   struct moment* const moment = clock_file(&way, 0);
 
-  char name[LUO_NAME_LENGTH];
   uint64_t began = now_ns();
-  for (unsigned s = 0; s < sessions; ++s) name_session(name, s), held[s] = make_session(&way, name);
+  make_sessions(&way, kept.names, kept.held, sessions);
   const double create_ms = ms_since(began);
+  say_whose(&kept);
   began = now_ns();
-  for (unsigned s = 0; s < sessions; ++s) keep_files(&way, held[s], fds + s * files, tokens, files);
+  keep_files(&way, kept.session_of, kept.fds, kept.tokens, kept.count);
   const double preserve_ms = ms_since(began);
   const int big_session = make_session(&way, BIG_SESSION);
   began = now_ns();
@@ -139,21 +170,17 @@ static void verify(int fd, uint64_t bytes, uint64_t seed) {
 }
 
 static void take(const char* way_name, unsigned sessions, unsigned files, uint64_t big_bytes) {
-  int* const fds = calloc((size_t)sessions * files, sizeof *fds);
-  int* const held = calloc(sessions, sizeof *held);
-  uint64_t* const tokens = calloc(files, sizeof *tokens);
-  if (fds == NULL || held == NULL || tokens == NULL) die("calloc");
-  for (unsigned f = 0; f < files; ++f) tokens[f] = f;
+  const struct kept kept = room_for(sessions, files);
   note_clocks();
   uint64_t began = now_ns();
   const struct way way = open_way(way_name);
   const double open_ms = ms_since(began);
-  char name[LUO_NAME_LENGTH];
   began = now_ns();
-  for (unsigned s = 0; s < sessions; ++s) name_session(name, s), held[s] = take_session(&way, name);
+  take_sessions(&way, kept.names, kept.held, sessions);
   const double sessions_ms = ms_since(began);
+  say_whose(&kept);
   began = now_ns();
-  for (unsigned s = 0; s < sessions; ++s) take_files(&way, held[s], tokens, fds + s * files, files);
+  take_files(&way, kept.session_of, kept.tokens, kept.fds, kept.count);
   const double files_ms = ms_since(began);
   began = now_ns();
   const int big_session = take_session(&way, BIG_SESSION);
@@ -164,11 +191,11 @@ static void take(const char* way_name, unsigned sessions, unsigned files, uint64
 
   began = now_ns();
   for (unsigned s = 0; s < sessions; ++s)
-    for (unsigned f = 0; f < files; ++f) verify(fds[s * files + f], FILE_BYTES, seed_of(s, f));
+    for (unsigned f = 0; f < files; ++f) verify(kept.fds[s * files + f], FILE_BYTES, seed_of(s, f));
   verify(big, big_bytes, 1);
   const double verify_ms = ms_since(began);
   began = now_ns();
-  for (unsigned s = 0; s < sessions; ++s) finish_session(&way, held[s]);
+  for (unsigned s = 0; s < sessions; ++s) finish_session(&way, kept.held[s]);
   finish_session(&way, big_session);
   const double finish_ms = ms_since(began);
   printf(
@@ -179,6 +206,17 @@ static void take(const char* way_name, unsigned sessions, unsigned files, uint64
       way_name, (double)(cycles - moment->cycles) / moment->cycles_per_ns / 1e6,
       (double)(int64_t)(real_ns - moment->real_ns) / 1e6, moment->cycles_per_ns, cycles_per_ns(),
       (double)first_ns / 1e6, open_ms, sessions_ms, files_ms, big_ms, verify_ms, finish_ms);
+}
+
+static void deep(const char* way_name, unsigned files) {
+  const struct way way = open_way(way_name);
+  const struct kept kept = room_for(1, files);
+  for (unsigned f = 0; f < files; ++f) kept.fds[f] = memfd_of(FILE_BYTES, seed_of(0, f));
+  make_sessions(&way, kept.names, kept.held, 1);
+  say_whose(&kept);
+  const uint64_t began = now_ns();
+  keep_files(&way, kept.session_of, kept.fds, kept.tokens, kept.count);
+  printf("{\"way\": \"%s\", \"step\": \"deep\", \"preserve_ms\": %.3f}\n", way_name, ms_since(began));
 }
 
 static int by_size(const void* a, const void* b) {
@@ -250,8 +288,9 @@ int main(int argc, char** argv) {
   const unsigned first = (unsigned)numbers[0], second = (unsigned)numbers[1];
   if (strcmp(step, "fill") == 0 && argc == 6) fill(argv[1], first, second, numbers[2]);
   else if (strcmp(step, "take") == 0 && argc == 6) take(argv[1], first, second, numbers[2]);
+  else if (strcmp(step, "deep") == 0 && argc == 4) deep(argv[1], first);
   else if (strcmp(step, "curve-fill") == 0 && argc == 5) curve_fill(argv[1], first, second);
   else if (strcmp(step, "curve-take") == 0 && argc == 4) curve_take(argv[1], first);
-  else return fprintf(stderr, "usage: luo-timeline bare|luod fill|take|curve-fill|curve-take ...\n"), 2;
+  else return fprintf(stderr, "usage: luo-timeline bare|luod fill|take|deep|curve-fill|curve-take ...\n"), 2;
   return 0;
 }

@@ -2,8 +2,6 @@
 
 #include "../../vm/calls.h"
 
-enum { KEPT_AT_ONCE = 253 };
-
 static void fail_luod(const char* what) {
   fprintf(stderr, "%s: %s\n", what, luo_last_error());
   exit(3);
@@ -35,6 +33,14 @@ int make_session(const struct way* way, const char* name) {
   return session;
 }
 
+void make_sessions(const struct way* way, const char* const* names, int* sessions, size_t count) {
+  if (is_bare(way)) {
+    for (size_t i = 0; i < count; ++i) sessions[i] = make_session(way, names[i]);
+    return;
+  }
+  if (luo_session_create_each(way->luod, names, sessions, count) != (int)count) fail_luod("create each");
+}
+
 int take_session(const struct way* way, const char* name) {
   if (is_bare(way)) return must(retrieve_session(way->device, name), "retrieve session");
   const int session = luo_session_retrieve(way->luod, name);
@@ -42,22 +48,28 @@ int take_session(const struct way* way, const char* name) {
   return session;
 }
 
+void take_sessions(const struct way* way, const char* const* names, int* sessions, size_t count) {
+  if (is_bare(way)) {
+    for (size_t i = 0; i < count; ++i) sessions[i] = take_session(way, names[i]);
+    return;
+  }
+  if (luo_session_retrieve_each(way->luod, names, sessions, count) != (int)count) fail_luod("retrieve each");
+}
+
 void keep_file(const struct way* way, int session, int fd, uint64_t token) {
   if (is_bare(way)) must(preserve(session, fd, token), "preserve");
   else if (luo_preserve_fd(way->luod, session, fd, token) != 0) fail_luod("preserve");
 }
 
-void keep_files(const struct way* way, int session, const int* fds, const uint64_t* tokens, size_t count) {
+void keep_files(const struct way* way, const int* sessions, const int* fds, const uint64_t* tokens, size_t count) {
   if (is_bare(way)) {
-    for (size_t i = 0; i < count; ++i) keep_file(way, session, fds[i], tokens[i]);
+    for (size_t i = 0; i < count; ++i) keep_file(way, sessions[i], fds[i], tokens[i]);
     return;
   }
-  int errors[KEPT_AT_ONCE];
-  for (size_t at = 0; at < count; at += KEPT_AT_ONCE) {
-    const size_t now = count - at < KEPT_AT_ONCE ? count - at : KEPT_AT_ONCE;
-    if (luo_preserve_many(way->luod, session, fds + at, tokens + at, errors, now) != (int)now)
-      fail_luod("preserve many");
-  }
+  int* const errors = calloc(count, sizeof *errors);
+  if (errors == NULL) die("calloc");
+  if (luo_preserve_each(way->luod, sessions, fds, tokens, errors, count) != (int)count) fail_luod("preserve each");
+  free(errors);
 }
 
 int take_file(const struct way* way, int session, uint64_t token) {
@@ -66,12 +78,12 @@ int take_file(const struct way* way, int session, uint64_t token) {
   return fd;
 }
 
-void take_files(const struct way* way, int session, const uint64_t* tokens, int* fds, size_t count) {
+void take_files(const struct way* way, const int* sessions, const uint64_t* tokens, int* fds, size_t count) {
   if (is_bare(way)) {
-    for (size_t i = 0; i < count; ++i) fds[i] = take_file(way, session, tokens[i]);
+    for (size_t i = 0; i < count; ++i) fds[i] = take_file(way, sessions[i], tokens[i]);
     return;
   }
-  if (luo_retrieve_many(way->luod, session, tokens, fds, count) != (int)count) fail_luod("retrieve many");
+  if (luo_retrieve_each(way->luod, sessions, tokens, fds, count) != (int)count) fail_luod("retrieve each");
 }
 
 void finish_session(const struct way* way, int session) {
