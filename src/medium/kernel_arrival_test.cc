@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 
+#include "base/text.h"
 #include "kho/image.h"
 #include "medium/fake_kernel.h"
 #include "medium/kernel.h"
@@ -54,12 +55,13 @@ class KernelAfter final : public Device {
   Crossing* crossing = nullptr;
   std::vector<std::string> created, retrieved, finished;
   std::map<std::uint64_t, int> errors;  ///< of retrieve, by token
-  int finish_error = 0;
+  int finish_error = 0, session_error = 0;
   Result<Fd> create_session(const std::string& name) override {
     created.push_back(name);
     return session(name);
   }
   Result<Fd> retrieve_session(const std::string& name) override {
+    if (session_error != 0) return fail(session_error, "session {}, by the test", name);
     if (!crossing->contains(name)) return fail(ENOENT, "session {}", name);
     if (std::ranges::find(retrieved, name) != retrieved.end()) return fail(EINVAL, "session {}, twice", name);
     retrieved.push_back(name);
@@ -205,6 +207,41 @@ TEST_F(KernelArrival, WhatIsLostIsLostAlone) {
   after.finish_error = EBUSY;
   kernel->end_arrival();
   EXPECT_FALSE(kernel->arriving()) << "what cannot be finished is closed";
+}
+
+/// Each call, each errno: it is told with its file, what was not taken is not given back, and another try finds all.
+TEST_F(KernelArrival, WhateverTheKernelRefusesCanBeTriedAgain) {
+  for (const int code : {EBUSY, EFBIG, ENOSPC, ENOMEM, ENOENT, EOPNOTSUPP, EIO, EMFILE, ENFILE, EINVAL}) {
+    SCOPED_TRACE(errno_text(code));
+    kernel->arrive();
+    after.session_error = code;
+    for (const Place& place : places) {
+      const auto lost = kernel->bring(place);
+      ASSERT_FALSE(lost);
+      EXPECT_EQ(lost.error().code, code);
+      EXPECT_NE(lost.error().what.find("take a kernel session back"), std::string::npos) << lost.error().what;
+    }
+    EXPECT_EQ(Kernel::find_image(after).has_value(), code == ENOENT) << "nothing came, as far as one can tell";
+    after.session_error = 0;
+    EXPECT_TRUE(after.retrieved.empty());
+    EXPECT_TRUE(kernel->arriving());
+  }
+  for (const Place& place : places) after.errors[place.token] = EIO;
+  for (const Place& place : places) EXPECT_EQ(kernel->bring(place).error().code, EIO);
+  after.errors.clear();
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    const auto fd = kernel->bring(places[i]);
+    ASSERT_TRUE(fd) << to_string(fd.error());
+    EXPECT_EQ(inode_of(fd->raw()), inode_of(files[i].raw()));
+  }
+  after.finish_error = EIO;
+  kernel->end_arrival();
+  EXPECT_FALSE(kernel->arriving()) << "closed, which finishes it as well";
+  EXPECT_TRUE(after.finished.empty());
+  std::vector<int> fds;
+  kernel->append_fds(fds);
+  EXPECT_TRUE(fds.empty());
+  for (const Place& place : places) EXPECT_FALSE(kernel->holds(place));
 }
 
 TEST_F(KernelArrival, AWorkerThatWasKilledInTheMiddleIsFollowedByAnother) {
