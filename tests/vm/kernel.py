@@ -127,7 +127,12 @@ def build(cache, key):
 
 
 def kernel(renew=False):
-    """The bzImage that belongs to kernel.config: from the cache, or built now. KernelError."""
+    """$LUO_VM_KERNEL; else the bzImage that belongs to kernel.config: from the cache, or built now. KernelError."""
+    other = os.environ.get("LUO_VM_KERNEL")
+    if other and not os.access(other, os.R_OK):
+        raise KernelError(f"LUO_VM_KERNEL is {other}, which cannot be read")
+    if other:
+        return pathlib.Path(other)
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(CONFIG.read_bytes() + PACKAGE.encode()).hexdigest()[:12]
