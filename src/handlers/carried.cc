@@ -125,10 +125,8 @@ Engine::Arrival CarriedHandler::bring(const SessionView& session, const FileView
   if (fstat(info.fd, &info.st) != 0) return lost(sys_fail("fstat(fd {})", info.fd).error());
   auto mended = mend(std::move(*brought), info.st, properties_in(file.data[3]));
   if (!mended) return lost(mended.error());
-  if (mended->raw() != info.fd || info.st.st_ino == 0) {
-    info.fd = mended->raw();
-    if (fstat(info.fd, &info.st) != 0) return lost(sys_fail("fstat(fd {})", info.fd).error());
-  }
+  info.fd = mended->raw();  // perhaps another file's, under the same number
+  if (fstat(info.fd, &info.st) != 0) return lost(sys_fail("fstat(fd {})", info.fd).error());
   fcntl(info.fd, F_SETFD, 0);  // luod's own goes over every exec
   return {.fd = mended->release(), .data = inner_.arrive(info, {file.data[0], file.data[1], 0, 0})};
 }

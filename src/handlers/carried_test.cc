@@ -383,6 +383,24 @@ TEST_F(Brought, AccessAndAppendingAreAsTheyWere) {
   arrived.end_arrival();
 }
 
+/// One that was open for reading only and comes back with seals that it did not have: copied, and then opened again,
+/// under the number that the one before the copy had.
+TEST_F(Brought, WhatIsRememberedIsTheCopyThatIsKept) {
+  const Fd reader = Fd::adopt(open(("/proc/self/fd/" + std::to_string(fd.raw())).c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(reader.valid());
+  data = files.freeze({reader.raw(), Token{7}, data}).value();
+  ASSERT_EQ(fcntl(came.raw(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  const auto arrival = bring(data);
+  ASSERT_GE(arrival.fd, 0);
+  const Fd file = Fd::adopt(arrival.fd);
+  EXPECT_NE(info_of(file).st.st_ino, info_of(came).st.st_ino) << "it is a copy";
+  EXPECT_EQ(fcntl(file.raw(), F_GETFL) & O_ACCMODE, O_RDONLY);
+  EXPECT_EQ(arrival.data[0], info_of(file).st.st_ino);
+  const auto retrieved = over.retrieve({file.raw(), Token{7}, arrival.data});
+  EXPECT_TRUE(retrieved) << to_string(retrieved.error());
+  arrived.end_arrival();
+}
+
 TEST_F(Brought, WhatWasNotGivenToTheKernelIsGone) {
   const auto arrival = over.bring(session, {Token{7}, "memfd-v1", -1, 0, 1, 2, {5, 6, 0, 0}, 0, 0});
   EXPECT_TRUE(arrival.gone);

@@ -69,14 +69,18 @@ Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
     mode = copy.st_mode & kMode;
     seals = flags != 0 ? F_SEAL_EXEC : 0;
   }
+  // Executable or not before F_SEAL_EXEC, which fixes that, and seals one that is against writing. Until it has been
+  // opened again the owner may do so.
+  const int access = before.open & O_ACCMODE;
+  if ((mode != before.mode || access != O_RDWR) && fchmod(file.raw(), before.mode | S_IRUSR | S_IWUSR) != 0)
+    return sys_fail("make a memfd one that can be opened, with mode {:o}", before.mode | S_IRUSR | S_IWUSR);
   const unsigned missing = before.seals & ~seals;
   if (missing != 0 && fcntl(file.raw(), F_ADD_SEALS, missing) != 0)
     return sys_fail("give a memfd its seals {:#x} back", missing);
-  // Seals take one that can be written; with its mode as it was it could perhaps not be opened.
-  if (const int access = before.open & O_ACCMODE; access != O_RDWR) file = LUO_TRY(reopened(file, access));
+  if (access != O_RDWR) file = LUO_TRY(reopened(file, access));  // seals take one that can be written
   if ((before.open & O_APPEND) != 0 && fcntl(file.raw(), F_SETFL, O_APPEND) != 0)
     return sys_fail("open a memfd for appending again");
-  if (mode != before.mode && fchmod(file.raw(), before.mode) != 0)
+  if (fchmod(file.raw(), before.mode) != 0)
     return sys_fail("give a memfd its mode {:o} back", before.mode);
   return file;
 }
