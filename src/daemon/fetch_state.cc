@@ -103,12 +103,17 @@ Result<> save(const std::string& path, FdRef image) {
 }
 
 /// Its room was larger than it is. Nothing is cut of what this luod cannot read: another may, and it is to be saved.
-Result<> cut_to_length(FdRef image) {
+/// Where vm.memfd_noexec is set, Linux 7.3 brings the image back sealed (D2), and what can only be read is copied.
+Result<Fd> cut_to_length(Fd image) {
   const auto bytes = kho::image_length(image);
   struct stat st {};
-  if (!bytes || fstat(image.raw, &st) != 0 || static_cast<std::uint64_t>(st.st_size) == *bytes) return {};
-  if (ftruncate(image.raw, static_cast<off_t>(*bytes)) != 0) return sys_fail("ftruncate of the image to {}", *bytes);
-  return {};
+  if (!bytes || fstat(image.raw(), &st) != 0 || static_cast<std::uint64_t>(st.st_size) == *bytes) return image;
+  const auto length = static_cast<off_t>(*bytes);
+  if (ftruncate(image.raw(), length) == 0) return image;
+  if (errno != EPERM && errno != EINVAL) return sys_fail("ftruncate of the image to {}", length);
+  Fd shorter = LUO_TRY(make_memfd("luod-image", 0));
+  LUO_TRY_DURING("copy the image, which cannot be cut", copy(image, shorter, length));
+  return shorter;
 }
 
 /// What a worker that was killed, or gave up, had brought already. Not sessions: to close one is to finish it.
@@ -158,8 +163,8 @@ Result<> fetch_state(Control& control, medium::Device& device) {
   if (!saved.valid()) saved = Fd::adopt(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (saved.valid()) {
     log(Level::Notice, "taking the state that an earlier luod saved in {}", path);
-    auto used = cut_to_length(saved);
-    if (used) used = populate(control, saved);
+    auto cut = cut_to_length(std::move(saved));
+    auto used = cut ? populate(control, *cut) : std::unexpected(std::move(cut).error());
     if (!used) return std::unexpected(std::move(used).error().during(fmt::format("use {}", path)));
     return used;
   }
@@ -170,7 +175,7 @@ Result<> fetch_state(Control& control, medium::Device& device) {
     return {};
   }
   control.own_fd = left.session.release();
-  LUO_TRY_DURING("look for what the kernel before left", cut_to_length(left.image));
+  left.image = LUO_TRY_DURING("look for what the kernel before left", cut_to_length(std::move(left.image)));
   auto populated = populate(control, left.image);
   if (populated || (populated.error().code != EBADMSG && populated.error().code != EPROTO)) return populated;
   const auto kept = save(path, left.image);

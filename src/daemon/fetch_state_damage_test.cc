@@ -26,7 +26,7 @@ Content content_of(int fd) {
 /// A kernel that has an image for luod, as often as it is asked.
 class OneImage final : public medium::Device {
  public:
-  explicit OneImage(const Content& content) : image{Fd::adopt(memfd_create("came", MFD_CLOEXEC))} {
+  explicit OneImage(const Content& content) : image{Fd::adopt(memfd_create("came", MFD_CLOEXEC | MFD_ALLOW_SEALING))} {
     EXPECT_EQ(pwrite(image.raw(), content.data(), content.size(), 0), static_cast<ssize_t>(content.size()));
   }
   Result<Fd> create_session(const std::string&) override { return fail(EIO, "not here"); }
@@ -100,6 +100,20 @@ TEST_F(ArrivedState, ItsRoomIsCutOffWhateverStandsAtItsEnd) {
     expect_arena("what came", 7, 64_MiB);
   }
   EXPECT_EQ(files_in_directory(), 0U) << "nothing had to be saved";
+}
+
+TEST_F(ArrivedState, OneThatCameBackSealedIsTakenAllTheSame) {
+  const Content image = image_of(make_arena(64_MiB, "what came", 7));
+  OneImage device{with_room(image, image.size())};
+  // As Linux 7.3 brings it back that was made where vm.memfd_noexec is set.
+  ASSERT_EQ(fcntl(device.image.raw(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE),
+            0);
+  for (int again = 0; again < 2; ++again) {
+    const auto fetched = fetch(device);
+    ASSERT_TRUE(fetched) << to_string(fetched.error());
+    EXPECT_EQ(arrival(), Arrival::Populated);
+  }
+  expect_arena("what came", 7, 64_MiB);
 }
 
 TEST_F(ArrivedState, OfAnotherLuodIsSavedAsItCameAndTakenByThatOne) {
