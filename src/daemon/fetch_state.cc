@@ -189,6 +189,31 @@ Result<> fetch_state(Control& control, medium::Device& device) {
                          kept.error())));
 }
 
+void save_state(const Control& control) noexcept {
+  medium::LuoDevice device{FdRef::borrow(control.device_fd)};
+  save_state(control, device);
+}
+
+void save_state(const Control& control, medium::Device& device) noexcept {
+  if (control.own_fd < 0) return;  // it came from where it was saved
+  const auto path = saved_path(control);
+  if (path && access(path->c_str(), F_OK) == 0) return;
+  const auto saved = [&]() -> Result<> {
+    if (!path) return std::unexpected(path.error());
+    Fd image = LUO_TRY(medium::Kernel::image_in(device, FdRef::borrow(control.own_fd)));
+    image = LUO_TRY(cut_to_length(std::move(image)));
+    return save(*path, image);
+  }();
+  if (saved)
+    log(Level::Error,
+        "the state from the kernel before was saved in {}, and its files are still in the kernel: this luod can be "
+        "ended, and one be started with the same --state-dir that can serve it",
+        *path);
+  else
+    log(Level::Error, "the state from the kernel before could not be saved ({}), and is lost if this luod is ended",
+        saved.error());
+}
+
 void forget_saved_state(const Control& control) noexcept {
   if (const auto path = saved_path(control)) unlink(path->c_str());
 }

@@ -15,6 +15,11 @@ Result<> fetch_state(Control& control);
 /// The same through another device.
 Result<> fetch_state(Control& control, medium::Device& device);
 
+/// What came can be read, and this luod still cannot serve it, for want of a handler perhaps: saves the image, unless
+/// it is saved, for a luod that can. Otherwise it would go with this one. Logs what became of it.
+void save_state(const Control& control) noexcept;
+void save_state(const Control& control, medium::Device& device) noexcept;
+
 /// It has arrived: what was saved is not needed any more.
 void forget_saved_state(const Control& control) noexcept;
 

@@ -81,6 +81,8 @@ class Server {
 
   /// Populate: takes over what is in the arena. After an error nothing has been changed there.
   Result<> restore(WorkerKind kind);
+  /// After an error: files were asked for that came from the kernel before.
+  bool has_begun_to_arrive() const noexcept { return kernel_ && kernel_->arriving(); }
   /// Serves until luod stops; returns the exit status.
   int run();
 

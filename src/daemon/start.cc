@@ -140,7 +140,11 @@ void drop_mapping(Control& control) noexcept {
     // Never destroyed: what it would close is the keeper's too.
     Server& server = *new Server{control, std::move(*arena), std::move(handlers), &worker_process};
     if (auto restored = server.restore(kind); !restored) {
-      control.damaged.store(restored.error().code == EBADMSG ? 1 : 0);
+      const int code = restored.error().code;
+      control.damaged.store(code == EBADMSG ? 1 : 0);
+      // Before any file of it was asked for. Of files that were, only this luod's descriptors keep the rest.
+      if (control.arrival.load() != static_cast<std::uint32_t>(Arrival::Over) && !server.has_begun_to_arrive())
+        save_state(control);
       return std::unexpected(std::move(restored).error());
     }
     leave_some_descriptors();

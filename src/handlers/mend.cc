@@ -80,8 +80,7 @@ Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
   if (access != O_RDWR) file = LUO_TRY(reopened(file, access));  // seals take one that can be written
   if ((before.open & O_APPEND) != 0 && fcntl(file.raw(), F_SETFL, O_APPEND) != 0)
     return sys_fail("open a memfd for appending again");
-  if (fchmod(file.raw(), before.mode) != 0)
-    return sys_fail("give a memfd its mode {:o} back", before.mode);
+  if (fchmod(file.raw(), before.mode) != 0) return sys_fail("give a memfd its mode {:o} back", before.mode);
   return file;
 }
 

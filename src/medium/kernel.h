@@ -113,6 +113,8 @@ class Kernel {
     Fd session, image;
   };
   static Result<Left> find_image(Device& device);
+  /// The same image once more, out of the session that came with it.
+  static Result<Fd> image_in(Device& device, FdRef own);
 
  private:
   Kernel(kho::Arena& arena, Device& device, Files files);

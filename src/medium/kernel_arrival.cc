@@ -47,13 +47,17 @@ Result<Kernel::Left> Kernel::find_image(Device& device) {
   if (!session) return std::unexpected(std::move(session).error().during("take luod's own kernel session back"));
   fcntl(session->raw(), F_SETFD, 0);
   left.session = std::move(*session);
-  auto image = device.retrieve(left.session, kImageToken);
+  auto image = image_in(device, left.session);
   if (!image) {
     (void)left.session.release();  // open, so that what is in it stays there
-    return std::unexpected(std::move(image).error().during("take luod's state back from the kernel"));
+    return std::unexpected(std::move(image).error());
   }
   left.image = std::move(*image);
   return left;
+}
+
+Result<Fd> Kernel::image_in(Device& device, FdRef own) {
+  return LUO_TRY_DURING("take luod's state back from the kernel", device.retrieve(own, kImageToken));
 }
 
 void Kernel::arrive() noexcept {

@@ -1,7 +1,10 @@
 // A luod with the kernel medium whose kernel is another luod: `luoctl run` gives it that one's device. What it asks of
 // the kernel, and how an update of the kernel is undone, can be had so without a virtual machine. A kexec cannot.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -175,6 +178,38 @@ class LeftFor : public WithSessions, public testing::WithParamInterface<unsigned
     }
     FAIL() << "it is never stored";
   }
+  /// A luod that cannot serve, until it has saved what came; then its keeper is told to end.
+  void start_and_end(const std::vector<std::string>& options, const std::vector<std::string>& where,
+                     const std::string& log_path) {
+    std::string command = "exec '" + script_ + "' --medium kernel";
+    for (const auto* list : {&where, &options})
+      for (const std::string& word : *list) command += " '" + word + "'";
+    const pid_t child = fork();
+    if (child == 0) {
+      execl("/bin/sh", "sh", "-c", (command + " >'" + log_path + "' 2>&1 </dev/null").c_str(), nullptr);
+      _exit(127);
+    }
+    std::string text;
+    for (int tries = 0; tries < 30'000 && text.find("was saved in") == std::string::npos; ++tries) {
+      usleep(1000);
+      text = content_at(log_path);
+    }
+    EXPECT_NE(text.find("needs the handler memfd"), std::string::npos) << text;
+    EXPECT_NE(text.find("was saved in"), std::string::npos) << text;
+    constexpr std::string_view kKeeper = "luod keeper[";
+    while (text.find(kKeeper) == std::string::npos) text = content_at(log_path);  // its worker's end is told
+    const int keeper = std::atoi(text.c_str() + text.find(kKeeper) + kKeeper.size());
+    ASSERT_GT(keeper, 1) << text;
+    EXPECT_EQ(kill(keeper, SIGTERM), 0);
+    EXPECT_TRUE(wait_for_death(keeper)) << content_at(log_path);
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+  }
+  static std::string content_at(const std::string& path) {
+    std::ifstream in{path};
+    return {std::istreambuf_iterator<char>{in}, {}};
+  }
+  void expect_all();
 };
 
 TEST_P(LeftFor, AllIsThereAgain) {
@@ -182,6 +217,26 @@ TEST_P(LeftFor, AllIsThereAgain) {
   cross(below_);
   client.reset();
   luod_.emplace(LuodOptions{.program = script_});
+  ASSERT_NO_FATAL_FAILURE(expect_all());
+}
+
+/// Somebody corrects an option and starts luod again: that must not be the end of what is still in the kernel.
+TEST_P(LeftFor, OneWithoutTheHandlerSavesItForOneThatHasIt) {
+  ASSERT_NO_FATAL_FAILURE(stop_and_leave(GetParam())) << luod_->log();
+  cross(below_);
+  client.reset();
+  luod_.reset();
+  const TempDir dir;
+  const std::vector<std::string> where{"--state-dir", dir / "state", "--socket", dir / "socket"};
+  ASSERT_NO_FATAL_FAILURE(start_and_end({"--handlers", "pipe"}, where, dir / "log"));
+  luod_.emplace(LuodOptions{
+      .arguments = where, .environment = {{"LUO_SOCKET", dir / "socket"}}, .program = script_, .own_directory = false});
+  ASSERT_NO_FATAL_FAILURE(expect_all());
+  for (const auto& entry : std::filesystem::directory_iterator{dir / "state"})
+    EXPECT_NE(entry.path().extension(), ".image") << "not needed any more";
+}
+
+void LeftFor::expect_all() {
   ASSERT_TRUE(luod_->running()) << luod_->log();
   EXPECT_NE(luod_->log().find("arrived: 2 sessions, 4 files"), std::string::npos) << luod_->log();
   expect_kernel_files(json::array());
