@@ -66,11 +66,27 @@ bool may_come_later(int code, std::uint32_t deaths) noexcept {
 
 }  // namespace
 
+/// Nothing is asked of the kernel if all of it cannot be had: once luod has a kernel session, ending luod gives that
+/// up.
+Result<> Server::expect_room_for_files() const {
+  std::uint64_t files = 0;
+  engine_->for_each_session([&](const SessionView& session) {
+    if (!crosses_kernels(session)) return;
+    engine_->for_each_file(session.id, [&](const FileView& file) {
+      files += kernel_->holds(handlers::CarriedHandler::place_of(file.data)) ? 1U : 0U;
+    });
+  });
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || files < limit.rlim_max) return {};
+  return fail(EMFILE, "{} files are to be brought, and RLIMIT_NOFILE is {}", files, limit.rlim_max);
+}
+
 Result<> Server::arrive() {
   const std::uint64_t began = monotonic_ns();
-  kernel_->arrive();
   constexpr std::uint64_t kOthers = 1024;
   raise_descriptor_limit(control_.keeper_pid.load(), engine_->file_count() + kernel_->counts().files + kOthers);
+  LUO_TRY_DURING("take in what the kernel before left", expect_room_for_files());
+  kernel_->arrive();
   for (Handler* handler : registry_.all()) handler->set_flbs(*engine_);
   std::uint64_t files = 0, lost = 0, left = 0;
   const auto bring = [&](const SessionView& session, const FileView& file) {

@@ -221,6 +221,7 @@ class Server {
   void settle_medium();
   Result<Next> update_kernel(Request& request, Reply& reply, Change& change);
   void cross_kernel(UpdateRec& update);
+  Result<> expect_room_for_files() const;
   Result<> leave_kernel(UpdateRec& update);
   bool is_kernel_update_running() const;
   Result<> place_late_files(UpdateRec& update);

@@ -179,11 +179,10 @@ class LeftFor : public WithSessions, public testing::WithParamInterface<unsigned
     FAIL() << "it is never stored";
   }
   /// A luod that cannot serve, until it has saved what came; then its keeper is told to end.
-  void start_and_end(const std::vector<std::string>& options, const std::vector<std::string>& where,
-                     const std::string& log_path) {
-    std::string command = "exec '" + script_ + "' --medium kernel";
-    for (const auto* list : {&where, &options})
-      for (const std::string& word : *list) command += " '" + word + "'";
+  void start_and_end(const std::string& how, const std::string& options, const std::vector<std::string>& where,
+                     const std::string& log_path, const std::string& reason) {
+    std::string command = how + " '" + script_ + "' --medium kernel " + options;
+    for (const std::string& word : where) command += " '" + word + "'";
     const pid_t child = fork();
     if (child == 0) {
       execl("/bin/sh", "sh", "-c", (command + " >'" + log_path + "' 2>&1 </dev/null").c_str(), nullptr);
@@ -194,7 +193,7 @@ class LeftFor : public WithSessions, public testing::WithParamInterface<unsigned
       usleep(1000);
       text = content_at(log_path);
     }
-    EXPECT_NE(text.find("needs the handler memfd"), std::string::npos) << text;
+    EXPECT_NE(text.find(reason), std::string::npos) << text;
     EXPECT_NE(text.find("was saved in"), std::string::npos) << text;
     constexpr std::string_view kKeeper = "luod keeper[";
     while (text.find(kKeeper) == std::string::npos) text = content_at(log_path);  // its worker's end is told
@@ -209,7 +208,25 @@ class LeftFor : public WithSessions, public testing::WithParamInterface<unsigned
     std::ifstream in{path};
     return {std::istreambuf_iterator<char>{in}, {}};
   }
-  void expect_all();
+  void expect_all(int count = 4);
+  /// Somebody corrects what was wrong and starts luod again: that must not be the end of what is still in the kernel.
+  void one_saves_it_for_another(const std::string& how, const std::string& options, const std::string& reason,
+                                int count = 4) {
+    ASSERT_NO_FATAL_FAILURE(stop_and_leave(GetParam())) << luod_->log();
+    cross(below_);
+    client.reset();
+    luod_.reset();
+    const TempDir dir;
+    const std::vector<std::string> where{"--state-dir", dir / "state", "--socket", dir / "socket"};
+    ASSERT_NO_FATAL_FAILURE(start_and_end(how, options, where, dir / "log", reason));
+    luod_.emplace(LuodOptions{.arguments = where,
+                              .environment = {{"LUO_SOCKET", dir / "socket"}},
+                              .program = script_,
+                              .own_directory = false});
+    ASSERT_NO_FATAL_FAILURE(expect_all(count));
+    for (const auto& entry : std::filesystem::directory_iterator{dir / "state"})
+      EXPECT_NE(entry.path().extension(), ".image") << "not needed any more";
+  }
 };
 
 TEST_P(LeftFor, AllIsThereAgain) {
@@ -220,25 +237,28 @@ TEST_P(LeftFor, AllIsThereAgain) {
   ASSERT_NO_FATAL_FAILURE(expect_all());
 }
 
-/// Somebody corrects an option and starts luod again: that must not be the end of what is still in the kernel.
 TEST_P(LeftFor, OneWithoutTheHandlerSavesItForOneThatHasIt) {
-  ASSERT_NO_FATAL_FAILURE(stop_and_leave(GetParam())) << luod_->log();
-  cross(below_);
-  client.reset();
-  luod_.reset();
-  const TempDir dir;
-  const std::vector<std::string> where{"--state-dir", dir / "state", "--socket", dir / "socket"};
-  ASSERT_NO_FATAL_FAILURE(start_and_end({"--handlers", "pipe"}, where, dir / "log"));
-  luod_.emplace(LuodOptions{
-      .arguments = where, .environment = {{"LUO_SOCKET", dir / "socket"}}, .program = script_, .own_directory = false});
-  ASSERT_NO_FATAL_FAILURE(expect_all());
-  for (const auto& entry : std::filesystem::directory_iterator{dir / "state"})
-    EXPECT_NE(entry.path().extension(), ".image") << "not needed any more";
+  one_saves_it_for_another("exec", "--handlers pipe", "needs the handler memfd");
 }
 
-void LeftFor::expect_all() {
+class LeftWithManyFiles : public LeftFor {};
+
+TEST_P(LeftWithManyFiles, OneWithoutDescriptorsSavesItForOneThatHasThem) {
+  for (std::uint64_t token = 4; token < 50; ++token) {
+    files.push_back(memfd_with(std::to_string(token)));
+    ASSERT_EQ(preserve(fixed, files.back(), token), 0) << luo_last_error();
+  }
+  const std::string cannot_raise_it = geteuid() == 0 ? "exec setpriv --bounding-set -sys_resource" : "exec";
+  one_saves_it_for_another("ulimit -n 48; " + cannot_raise_it, "",
+                           "50 files are to be brought, and RLIMIT_NOFILE is 48", 50);
+}
+
+INSTANTIATE_TEST_SUITE_P(After, LeftWithManyFiles, testing::Values(0U));
+
+void LeftFor::expect_all(int count) {
   ASSERT_TRUE(luod_->running()) << luod_->log();
-  EXPECT_NE(luod_->log().find("arrived: 2 sessions, 4 files"), std::string::npos) << luod_->log();
+  EXPECT_NE(luod_->log().find("arrived: 2 sessions, " + std::to_string(count) + " files"), std::string::npos)
+      << luod_->log();
   expect_kernel_files(json::array());
   client.emplace(*luod_);
   fixed = client->retrieve("fixed");
