@@ -49,6 +49,19 @@ Result<> obtain_some(luo_connection& c, wire::Command command, std::span<const c
       });
 }
 
+/// What `obtain` fills `fds` with is given back if it fails, also for want of memory.
+template <class Obtain>
+Result<> or_nothing(std::span<int> fds, const Obtain& obtain) {
+  Result<> done{};
+  try {
+    done = obtain();
+  } catch (const std::bad_alloc&) {
+    done = std::unexpected(Error{ENOMEM, ""});
+  }
+  if (!done) give_back(fds, done.error().code);
+  return done;
+}
+
 int obtain_each(luo_connection* c, Operation operation, const char* verb, wire::Command command,
                 const char* const* names, int* sessions, size_t count) noexcept {
   if (sessions != nullptr) std::fill_n(sessions, count, -ECANCELED);
@@ -58,13 +71,14 @@ int obtain_each(luo_connection* c, Operation operation, const char* verb, wire::
         if (count != 0 && (names == nullptr || sessions == nullptr)) return fail(EFAULT, "names or sessions is NULL");
         if (count > INT32_MAX) return fail(EINVAL, "{} sessions at once", count);
         if (c->is_kernel()) return only_luod();
-        for (std::size_t from = 0; from < count; from += kSessionsAtOnce) {
-          const std::size_t n = std::min(count - from, kSessionsAtOnce);
-          const auto some = obtain_some(*c, command, {names + from, n}, {sessions + from, n});
-          if (some) continue;
-          give_back({sessions, count}, some.error().code);
-          return std::unexpected(some.error());
-        }
+        const auto all = [&]() -> Result<> {
+          for (std::size_t from = 0; from < count; from += kSessionsAtOnce) {
+            const std::size_t n = std::min(count - from, kSessionsAtOnce);
+            LUO_TRY(obtain_some(*c, command, {names + from, n}, {sessions + from, n}));
+          }
+          return {};
+        };
+        LUO_TRY(or_nothing({sessions, count}, all));
         return static_cast<int>(std::count_if(sessions, sessions + count, [](int fd) { return fd >= 0; }));
       });
 }
@@ -190,10 +204,7 @@ int luo_retrieve_each(struct luo_connection* c, const int* sessions, const uint6
                 return done || !is_over(done.error()) ? Result<>{} : done;
               });
         };
-        if (auto done = all(); !done) {
-          give_back({fds, count}, done.error().code);
-          return std::unexpected(std::move(done).error());
-        }
+        LUO_TRY(or_nothing({fds, count}, all));
         return static_cast<int>(std::count_if(fds, fds + count, [](int fd) { return fd >= 0; }));
       });
 }

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 
 namespace luo::client {
 
@@ -68,21 +69,33 @@ Result<> Connection::post(wire::Builder& request) {
 
 Result<> Connection::call_each(std::size_t count, const std::function<wire::Builder&(std::size_t)>& build,
                                const std::function<void(std::size_t, Result<Answer>)>& take) {
-  constexpr std::size_t kMostInFlight = 32;  // what waits in the two sockets' queues
+  // What waits in the two sockets' queues: no more descriptors than one message may have, of which a user without
+  // privileges cannot have many on the way.
+  constexpr std::size_t kMostInFlight = 32;
+  std::array<std::size_t, kMostInFlight> fds_of{};
+  std::size_t fds = 0;
   awaited_ = last_nonce_ + 1;
+  struct GivesUpTheRest {  // build() or take() may throw
+    Connection& c;
+    ~GivesUpTheRest() { c.awaited_ = c.last_nonce_ + 1; }
+  } const gives_up{*this};
   for (std::size_t sent = 0, answered = 0; answered < count;) {
     while (sent < count && sent - answered < kMostInFlight) {
       const bool alone = sent == answered;
-      auto posted = send_next(build(sent), alone ? 0 : MSG_DONTWAIT);
+      wire::Builder& request = build(sent);
+      if (!alone && fds + request.fds().size() > wire::kMaxFds) break;
+      auto posted = send_next(request, alone ? 0 : MSG_DONTWAIT);
       if (!posted && broken_) return posted;
       if (!posted && !alone) break;  // answers that are taken make room; what is wrong with it is told in its turn
-      ++sent;
-      if (!posted) take(answered++, std::unexpected(std::move(posted).error()));
+      fds_of[sent++ % kMostInFlight] = posted ? request.fds().size() : 0;
+      if (posted) fds += request.fds().size();
+      else take(answered++, std::unexpected(std::move(posted).error()));
     }
     if (answered == sent) continue;
     auto answer = LUO_TRY(receive_one(0));
     if (!answer) continue;
     ++awaited_;
+    fds -= fds_of[answered % kMostInFlight];
     take(answered++, std::move(*answer));
   }
   return {};

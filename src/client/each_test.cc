@@ -146,6 +146,52 @@ TEST(CallEach, ADescriptorThatCannotBeSentIsToldInItsTurn) {
               ElementsAre(Taken{0, 0, 100}, Taken{1, 0, 101}, Taken{2, EBADF, 0}, Taken{3, 0, 103}, Taken{4, 0, 104}));
 }
 
+TEST(CallEach, NoMoreDescriptorsAreOnTheWayThanOneMessageMayHave) {
+  const Fd file = make_memfd("test", 0).value();
+  FakeLuod luod{[&](FakeLuod& self) {
+    std::vector<FakeLuod::Request> waiting;
+    for (std::size_t got = 0; got < 12; ++got) {
+      waiting.push_back(self.expect(Command::Finish));
+      pollfd more{self.socket().raw, POLLIN, 0};
+      if (got + 1 < 12 && poll(&more, 1, 200) == 1) continue;
+      EXPECT_LE(waiting.size(), 2U);  // of 100 descriptors each
+      for (const auto& request : waiting) self.answer(request);
+      waiting.clear();
+    }
+    self.expect_end();
+  }};
+  auto connection = Connection::open(luod.path(), {}).value();
+  wire::Builder builder;
+  std::size_t answers = 0;
+  ASSERT_TRUE(connection.call_each(
+      12,
+      [&](std::size_t) -> wire::Builder& {
+        builder.start(Command::Finish, 0, 1).arg(wire::PlainArg{});
+        for (int i = 0; i < 100; ++i) builder.add_fd(file.raw());
+        return builder;
+      },
+      [&](std::size_t, const Result<Answer>& answer) { answers += answer ? 1 : 0; }));
+  EXPECT_EQ(answers, 12U);
+}
+
+TEST(CallEach, WhatWasOnTheWayWhenItWasBrokenOffIsNobodysAnswer) {
+  FakeLuod luod{[&](FakeLuod& self) {
+    for (int i = 0; i < 5; ++i) self.answer(self.expect(Command::Finish), EBUSY);
+    self.answer(self.expect(Command::Finish), ENOENT);
+    self.expect_end();
+  }};
+  auto connection = Connection::open(luod.path(), {}).value();
+  wire::Builder builder;
+  const auto finish_one = [&](std::size_t) -> wire::Builder& {
+    return builder.start(Command::Finish, 0, 1).arg(wire::PlainArg{});
+  };
+  EXPECT_THROW(
+      (void)connection.call_each(5, finish_one, [](std::size_t, const Result<Answer>&) { throw std::bad_alloc{}; }),
+      std::bad_alloc);
+  EXPECT_TRUE(connection.take_events());
+  EXPECT_EQ(connection.call(finish_one(0))->header.error, ENOENT);
+}
+
 TEST(CallEach, FullQueuesOnBothSidesAreNoDeadlock) {
   FakeLuod luod{[&](FakeLuod& self) {
     for (int i = 0; i < 64; ++i) {

@@ -12,9 +12,9 @@ constexpr bool is_flag(std::uint32_t word) noexcept { return word <= 1; }
 
 /// What it says by itself.
 bool is_sound(const PartRecord& part, const KernelRoot& root) noexcept {
+  if (part.group == 0) return part.fd == -1;  // a worker may have been killed while it wrote the rest
   if (part.fd < -1 || part.serial >= root.next_serial || part.birth > part.serial) return false;
   if (!is_flag(part.marked) || !is_flag(part.full) || !is_flag(part.late)) return false;
-  if (part.group == 0) return part.fd == -1;
   return part.birth != 0 && part.next_token >> kBirthShift == part.birth && part.next_token >= first_token(part);
 }
 
