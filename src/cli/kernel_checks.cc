@@ -1,6 +1,7 @@
 #include "cli/kernel_checks.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include <cstdlib>
 
 #include "base/strong.h"
+#include "cli/running_kernel.h"
 #include "cli/table.h"
 #include "kexec/command_line.h"
 #include "sys/memfd.h"
@@ -159,6 +161,26 @@ Check memory_check(const Chosen& chosen, const kexec::Target& target, const Host
   return {"memory", Level::Error, text, "take a smaller initrd, or free memory (kho_scratch= areas do not count)"};
 }
 
+std::string list_of(const auto& names) { return fmt::format("{}", fmt::join(names, ", ")); }
+
+/// A kernel takes nothing of a state whose format it does not know, and may not even start.
+Check formats_check(const kexec::Target& target, const Host& host) {
+  if (target.formats.empty())
+    return {"formats", Level::Warning, "not known which formats of state it reads: the image does not tell", {}};
+  const std::string reads = "reads " + list_of(target.formats);
+  if (!host.formats)
+    return {"formats",
+            Level::Ok,
+            fmt::format("{}; not known what the running kernel writes: {}", reads, to_string(host.formats.error())),
+            {}};
+  if (const auto missing = kexec::not_read(*host.formats, target.formats); !missing.empty())
+    return {"formats", Level::Error,
+            fmt::format("{}; the running kernel writes {}, and nothing of that could be taken back after the reboot",
+                        reads, list_of(missing)),
+            "take a kernel that reads what this one writes, or update by one in between"};
+  return {"formats", Level::Ok, reads + ", as the running kernel writes them", {}};
+}
+
 Level level_of(const std::string& name) {
   return name == "ok" ? Level::Ok : name == "warning" ? Level::Warning : Level::Error;  // what is unknown stops
 }
@@ -168,15 +190,16 @@ Level level_of(const std::string& name) {
 Host this_host() {
   utsname names{};
   uname(&names);
-  return {names.machine, static_cast<std::uint32_t>(sysconf(_SC_PAGESIZE)), booted_with_initrd(), false,
-          room_of_kernel()};
+  return {names.machine,        static_cast<std::uint32_t>(sysconf(_SC_PAGESIZE)),
+          booted_with_initrd(), false,
+          room_of_kernel(),     running_formats()};
 }
 
 std::vector<Check> check_kernel(const Chosen& chosen, const kexec::Target& target, const Host& host) {
-  std::vector<Check> checks{image_check(chosen, target, host),  version_check(target),
-                            configuration_check(target),        page_size_check(target, host),
-                            command_line_check(chosen, target), initrd_check(chosen, host),
-                            memory_check(chosen, target, host)};
+  std::vector<Check> checks{image_check(chosen, target, host), version_check(target),
+                            configuration_check(target),       formats_check(target, host),
+                            page_size_check(target, host),     command_line_check(chosen, target),
+                            initrd_check(chosen, host),        memory_check(chosen, target, host)};
   if (host.loaded)
     checks.push_back({"loaded",
                       Level::Warning,
@@ -266,6 +289,7 @@ json to_json(const kexec::Target& target) {
           {"release", target.release},
           {"bytes", target.size},
           {"page_size", target.page_size},
+          {"formats", target.formats},
           {"configuration",
            {{"found", configuration.found},
             {"KEXEC_HANDOVER", name_of(configuration.handover)},

@@ -26,6 +26,7 @@ struct Host {
   bool has_initrd = false;  ///< its kernel was started with one; false also if that is not known
   bool loaded = false;      ///< a kernel is loaded for kexec already
   std::uint64_t room = 0;   ///< Bytes that the kernel can take for itself; 0: not known
+  Result<kexec::StateFormats> formats = kexec::StateFormats{};  ///< that its kernel knows, or why that is not known
 };
 /// Asks the running kernel, but for `loaded`.
 Host this_host();

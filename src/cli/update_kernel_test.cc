@@ -399,10 +399,11 @@ kexec::Target good_target() {
   target.size = 1 << 20;
   target.configuration = kexec::parse_configuration(kexec::kGoodConfiguration).value();
   target.configuration.found = "in the image";
+  target.formats = {"kho-v4", "luo-v5", "memfd-v2"};
   target.has_luo_by_age = kexec::Verdict::Yes;
   return target;
 }
-const Host kHost{"x86_64", 4096, false, false, 64 << 20};
+const Host kHost{"x86_64", 4096, false, false, 64 << 20, kexec::StateFormats{"kho-v4", "luo-v5", "memfd-v2"}};
 const Chosen kChosen{"/boot/k", "liveupdate=on", false, true, 5};
 
 Check check_named(std::string_view name, const kexec::Target& target, const Chosen& chosen = kChosen,
@@ -444,6 +445,25 @@ TEST(KernelChecks, SayWhatIsWrongAndWhatToDo) {
   EXPECT_EQ(check_named("initrd", good_target(), {"/k", "", false, false, 0}, {"x86_64", 4096, true, false, 0}).level,
             Level::Warning);
   EXPECT_EQ(check_named("loaded", good_target(), kChosen, {"x86_64", 4096, false, true, 0}).level, Level::Warning);
+}
+
+TEST(KernelChecks, TheNextKernelReadsWhatThisOneWrites) {
+  Host host = kHost;
+  const auto check = [&](kexec::StateFormats reads) {
+    kexec::Target target = good_target();
+    target.formats = std::move(reads);
+    return check_named("formats", target, kChosen, host);
+  };
+  EXPECT_EQ(check({"kho-v4", "luo-v4", "luo-v5", "memfd-v2"}).text,
+            "reads kho-v4, luo-v4, luo-v5, memfd-v2, as the running kernel writes them");
+  const Check older = check({"kho-v4", "luo-v4", "memfd-v1"});
+  EXPECT_EQ(older.level, Level::Error);
+  EXPECT_THAT(older.text, HasSubstr("reads kho-v4, luo-v4, memfd-v1; the running kernel writes luo-v5, memfd-v2"));
+  EXPECT_NE(older.fix, "");
+  EXPECT_EQ(check({}).level, Level::Warning);
+  host.formats = fail(EACCES, "open('/proc/kcore')");
+  EXPECT_EQ(check({"luo-v4"}).level, Level::Ok);
+  EXPECT_THAT(check({"luo-v4"}).text, HasSubstr("reads luo-v4; not known what the running kernel writes: open("));
 }
 
 TEST(KernelChecks, KernelAndInitrdNeedTwiceTheirSize) {

@@ -13,6 +13,9 @@ inline constexpr std::string_view kGoodConfiguration =
     "# Linux/x86 7.3.4 Kernel Configuration\nCONFIG_64BIT=y\nCONFIG_KEXEC_HANDOVER=y\n"
     "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\nCONFIG_LIVEUPDATE=y\nCONFIG_LIVEUPDATE_MEMFD=y\n";
 
+using namespace std::string_view_literals;
+inline constexpr std::string_view kFormats = "\0kho-v4\0luo-v5\0memfd-v2\0"sv;
+
 inline std::string gzip(std::string_view content) {
   z_stream stream{};
   deflateInit2(&stream, 9, Z_DEFLATED, 16 + MAX_WBITS, 9, Z_DEFAULT_STRATEGY);
@@ -28,12 +31,13 @@ inline std::string gzip(std::string_view content) {
 }
 
 /// An unpacked kernel; with no configuration in it if that is empty.
-inline std::string kernel_with(std::string_view configuration) {
+inline std::string kernel_with(std::string_view configuration, std::string_view formats = kFormats) {
   std::string kernel =
       "\x7f"
       "ELF" +
       std::string(3000, 'k') + "IKCFG_ST is not it, IKCFG_ED";
   if (!configuration.empty()) kernel += "IKCFG_ST" + gzip(configuration) + "IKCFG_ED";
+  kernel += formats;
   return kernel + std::string(5000, 'e');
 }
 

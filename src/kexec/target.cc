@@ -46,17 +46,20 @@ Result<Target> examine(FdRef file, const std::string& path) {
   out.longest_line = image.longest_line;
   out.size = content.size();
   EmbeddedConfiguration embedded;
+  FormatFinder formats;
+  const auto look_at = [&](std::span<const std::byte> piece) {
+    embedded.feed(piece);
+    formats.feed(piece);
+    return true;
+  };
   if (!image.packed) {
     for (auto rest = image.kernel; !rest.empty();) {
       const auto piece = rest.first(std::min(rest.size(), kPiece));
-      embedded.feed(piece);
+      look_at(piece);
       rest = rest.subspan(piece.size());
     }
   } else {
-    const auto unpacked = decompress(image.kernel, [&embedded](std::span<const std::byte> piece) {
-      embedded.feed(piece);
-      return true;
-    });
+    const auto unpacked = decompress(image.kernel, look_at);
     if (!unpacked && unpacked.error().code == EBADMSG) return std::unexpected(unpacked.error());
     if (!unpacked) out.unread = unpacked.error().what;
   }
@@ -66,6 +69,7 @@ Result<Target> examine(FdRef file, const std::string& path) {
   } else {
     out.configuration = find_beside(path, out.release);
   }
+  out.formats = formats.found();
   out.has_luo_by_age = has_luo_by_age(out.release);
   return out;
 }

@@ -6,6 +6,7 @@
 #include "base/fd.h"
 #include "kexec/configuration.h"
 #include "kexec/image.h"
+#include "kexec/state_formats.h"
 
 namespace luo::kexec {
 
@@ -16,6 +17,7 @@ struct Target {
   std::uint64_t size = 0;  ///< of the file, in bytes
   std::string unread;      ///< why the kernel could not be unpacked, and its configuration not be looked for
   Configuration configuration;
+  StateFormats formats;  ///< that it knows; empty: it has none, or could not be unpacked
   Verdict has_luo_by_age = Verdict::NotKnown;  ///< its version is at least 6.19, the first with LUO
 };
 

@@ -66,6 +66,13 @@ struct Operation {
   std::string (*call)(Bench&);  ///< returns what the client saw
 };
 
+/// It asks for several things, of which some may be refused, and says so of each.
+inline bool is_in_parts(std::string_view name) { return name.find("_each") != name.npos || name.ends_with("_many"); }
+/// Whether what the client saw tells that something was refused with `code`, by its name or as a number.
+inline bool tells(const std::string& seen, int code) {
+  return seen.find(strerrorname_np(code)) != seen.npos || seen.find(std::to_string(code)) != seen.npos;
+}
+
 inline std::string errno_or_zero(int r) { return r >= 0 ? "0" : strerrorname_np(-r); }
 
 inline const Operation kOperations[] = {
@@ -136,7 +143,8 @@ inline const Operation kOperations[] = {
        int sessions[3];
        const int made = luo_session_create_each(*b.client, names, sessions, 3);
        b.other = Fd::adopt(sessions[0]);
-       return fmt::format("{} {} {}", made, errno_or_zero(sessions[1]), errno_or_zero(sessions[2]));
+       return fmt::format("{} {} {} {}", made, errno_or_zero(sessions[0]), errno_or_zero(sessions[1]),
+                          errno_or_zero(sessions[2]));
      }},
     {"retrieve_each_session", [](Bench& b) { b.make_two_incoming(); },
      [](Bench& b) {
@@ -145,7 +153,8 @@ inline const Operation kOperations[] = {
        const int came = luo_session_retrieve_each(*b.client, names, sessions, 3);
        b.other = Fd::adopt(sessions[0]);
        b.session = Fd::adopt(sessions[2]);
-       return fmt::format("{} {}", came, errno_or_zero(sessions[1]));
+       return fmt::format("{} {} {} {}", came, errno_or_zero(sessions[0]), errno_or_zero(sessions[1]),
+                          errno_or_zero(sessions[2]));
      }},
     {"preserve_each", [](Bench& b) { b.make_two(); },
      [](Bench& b) {

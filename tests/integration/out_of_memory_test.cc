@@ -106,13 +106,13 @@ TEST_P(OutOfMemory, AtEachAllocation) {
       EXPECT_EQ(out.seen, whole.seen);
     } else {
       ++refused;
-      EXPECT_TRUE(out.seen.result.find("ENOMEM") != std::string::npos ||
-                  out.seen.result.find(std::to_string(-ENOMEM)) != std::string::npos)
-          << out.seen.result;
-      // Of several requests, the first may have been carried out.
+      EXPECT_TRUE(tells(out.seen.result, ENOMEM)) << out.seen.result;
+      // Of several requests, the first may have been carried out; of many that stand by themselves, any.
       const bool first_of_several = out.seen.result.starts_with('0') && out.seen.state == whole.seen.state;
-      EXPECT_TRUE(first_of_several || out.seen.state == untouched.state) << out.seen << "\nbefore:\n"
-                                                                         << untouched.state;
+      const bool some_of_many = name.find("_each") != name.npos;
+      EXPECT_TRUE(first_of_several || some_of_many || out.seen.state == untouched.state)
+          << out.seen << "\nbefore:\n"
+          << untouched.state;
     }
     // A crossing closes the connections of those that held sessions.
     if (!name.starts_with("cross")) {

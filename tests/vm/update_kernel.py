@@ -4,11 +4,38 @@
 No kexec happens here (luod.py does that). Ends with "N passed, N failed"; exit status 0 if all passed.
 """
 import json
+import pathlib
+import tempfile
+import zlib
 
 import guest
 import harness
+import kernel as kernels
 
 JSON_MARK = "== json"
+GZIP = b"\x1f\x8b\x08"
+
+
+def with_formats(image, was, becomes):
+    """The kernel's image with another name of a format in it, as long as the one that was."""
+    at = image.find(GZIP)
+    while at >= 0:
+        stream = zlib.decompressobj(31)
+        try:
+            unpacked = stream.decompress(image[at:])
+        except zlib.error:
+            unpacked = b""
+        if stream.eof and was in unpacked:
+            break
+        at = image.find(GZIP, at + 1)
+    else:
+        raise guest.VmError(f"the kernel's image, unpacked, has no {was}")
+    pack = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = pack.compress(unpacked.replace(was, becomes)) + pack.flush()
+    room = len(image) - at - len(stream.unused_data)
+    if len(packed) > room:
+        raise guest.VmError(f"the image cannot be packed again: {len(packed)} bytes instead of {room}")
+    return image[:at] + packed + image[at + len(packed):]
 
 
 def main():
@@ -17,8 +44,11 @@ def main():
     def test(verdicts):
         script = harness.HERE / "update_kernel.sh"
         programs = [options.programs / "luod", options.programs / "luoctl", harness.kexec()]
-        done = guest.run(["sh", "/update_kernel.sh"], programs, [(script, "update_kernel.sh"), (harness.HERE / "lib.sh", "lib.sh")], with_kernel=True,
-                         append="kho_scratch=64M,64M,64M")
+        with tempfile.TemporaryDirectory(prefix="luo-update-kernel-") as work:
+            other = pathlib.Path(work) / "other"
+            other.write_bytes(with_formats(kernels.kernel().read_bytes(), b"\0luo-v5\0", b"\0luo-v6\0"))
+            files = [(script, "update_kernel.sh"), (harness.HERE / "lib.sh", "lib.sh"), (other, "boot/other")]
+            done = guest.run(["sh", "/update_kernel.sh"], programs, files, with_kernel=True, append="kho_scratch=64M,64M,64M")
         done.output, _, text = done.output.partition(JSON_MARK)
         harness.tell(verdicts, done, script.read_text())
         try:

@@ -35,6 +35,7 @@ start_luod kernel || exit 94
 does "a dry run loads, asks, and unloads" shows "dry run: 0 sessions with 0 files can cross into Linux 7" update --dry-run
 does "it tells how long each part took" shows "prepare .* ms, preserve .* ms, image .* ms, freeze .* ms" update --dry-run
 does "the running kernel's command line is the default" shows "that of the running kernel" luoctl update kernel --kernel /boot/bzImage --initrd /boot/initrd --dry-run
+does "the formats of state are compared" shows "as the running kernel writes them" update --dry-run
 does "without an initrd where there was one: a warning" shows "warning  initrd" instead /boot/bzImage --dry-run
 
 head -c 2000000 /boot/bzImage >/tmp/short
@@ -43,6 +44,7 @@ cp /boot/bzImage /tmp/bad
 printf XXXXXXXXXXXXXXXX | dd of=/tmp/bad bs=1 seek=2000000 conv=notrunc 2>/dev/null
 does "a damaged image" says "gzip and damaged" instead /tmp/bad
 does "both of which the kernel would have loaded" sh -c 'kexec -s -l /tmp/short && kexec -s -l /tmp/bad && kexec -s -u'
+does "a kernel that would not know the state that this one writes" says "the running kernel writes luo-v5, and nothing" instead /boot/other
 does "a file that is no kernel" says "none that is known" instead /init
 does "an ELF file" says "an ELF file" instead /bin/luoctl
 does "a folder" says "no regular file" instead /boot
