@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <unordered_set>
 
 #include "base/log.h"
 #include "daemon/crossing_clock.h"
@@ -69,16 +70,22 @@ bool may_come_later(int code, std::uint32_t deaths) noexcept {
 /// Nothing is asked of the kernel if all of it cannot be had: once luod has a kernel session, ending luod gives that
 /// up.
 Result<> Server::expect_room_for_files() const {
+  constexpr std::uint64_t kOwn = 32;
   std::uint64_t files = 0;
+  std::unordered_set<std::uint32_t> parts;  // each open until all has been brought
   engine_->for_each_session([&](const SessionView& session) {
     if (!crosses_kernels(session)) return;
     engine_->for_each_file(session.id, [&](const FileView& file) {
-      files += kernel_->holds(handlers::CarriedHandler::place_of(file.data)) ? 1U : 0U;
+      const medium::Place place = handlers::CarriedHandler::place_of(file.data);
+      if (!kernel_->holds(place)) return;
+      ++files;
+      parts.insert(place.part);
     });
   });
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || files < limit.rlim_max) return {};
-  return fail(EMFILE, "{} files are to be brought, and RLIMIT_NOFILE is {}", files, limit.rlim_max);
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || files + parts.size() + kOwn <= limit.rlim_max) return {};
+  return fail(EMFILE, "{} files from {} kernel sessions are to be brought, and RLIMIT_NOFILE is {}", files,
+              parts.size(), limit.rlim_max);
 }
 
 Result<> Server::arrive() {
