@@ -264,13 +264,12 @@ TEST_F(NoRoom, NoDirectory) {
 }
 
 /// Whether it ended before stop n; else it was killed there.
-bool killed_at_stop(int n, const std::function<void()>& work) {
+bool killed_at_stop(int n, const std::function<bool()>& work) {
   const pid_t pid = fork();
   if (pid == 0) {
     ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
     raise(SIGSTOP);
-    work();
-    _exit(0);
+    _exit(work() ? 0 : 1);
   }
   int status = 0;
   EXPECT_EQ(waitpid(pid, &status, 0), pid);
@@ -283,12 +282,13 @@ bool killed_at_stop(int n, const std::function<void()>& work) {
     ptrace(PTRACE_SYSCALL, pid, nullptr, nullptr);
     EXPECT_EQ(waitpid(pid, &status, 0), pid);
   }
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "what it was to do failed";
   return false;
 }
 
 TEST_F(NoRoom, KilledAtAnySystemCallItIsSavedWholeOrNotAtAll) {
   int kills = 0, whole = 0;
-  for (; killed_at_stop(kills, [&] { (void)fetch(device); }); ++kills) {
+  for (; killed_at_stop(kills, [&] { return !fetch(device); }); ++kills) {
     if (const Content there = saved_content(); std::filesystem::exists(saved())) {
       EXPECT_EQ(there, came) << kills;
       ++whole;

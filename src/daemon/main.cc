@@ -11,7 +11,8 @@ int main(int argc, char** argv) {
   luo::log_as("luod");
   CLI::App app{
       "luod, the agent of the Live Update Orchestrator: keeps the open files and the memory of services\n"
-      "alive while what is underneath them is replaced: the service's binary, or luod itself."};
+      "alive while what is underneath them is replaced: the service's binary, luod itself, or (memory, where\n"
+      "the kernel has a Live Update Orchestrator) the kernel."};
   app.set_version_flag("--version", luo::daemon::kVersion);
   app.footer(
       "Examples:\n"

@@ -13,6 +13,7 @@
 
 #include "scenario.h"
 #include "support/kill_process.h"
+#include "sys/pipe.h"
 
 namespace luo::test {
 namespace {
@@ -180,33 +181,39 @@ class LeftFor : public WithSessions, public testing::WithParamInterface<unsigned
   }
   /// A luod that cannot serve, until it has saved what came; then its keeper is told to end.
   void start_and_end(const std::string& how, const std::string& options, const std::vector<std::string>& where,
-                     const std::string& log_path, const std::string& reason) {
+                     const std::string& reason) {
     std::string command = how + " '" + script_ + "' --medium kernel " + options;
     for (const std::string& word : where) command += " '" + word + "'";
+    Pipe log = *make_pipe();
     const pid_t child = fork();
     if (child == 0) {
-      execl("/bin/sh", "sh", "-c", (command + " >'" + log_path + "' 2>&1 </dev/null").c_str(), nullptr);
+      dup2(log.write.raw(), STDOUT_FILENO);
+      dup2(log.write.raw(), STDERR_FILENO);
+      execl("/bin/sh", "sh", "-c", (command + " </dev/null").c_str(), nullptr);
       _exit(127);
     }
-    std::string text;
-    for (int tries = 0; tries < 30'000 && text.find("was saved in") == std::string::npos; ++tries) {
-      usleep(1000);
-      text = content_at(log_path);
-    }
-    EXPECT_NE(text.find(reason), std::string::npos) << text;
-    EXPECT_NE(text.find("was saved in"), std::string::npos) << text;
+    log.write.close();
+    std::string said;
+    const auto read_until = [&](std::string_view words) {
+      char piece[4096];
+      while (said.find(words) == std::string::npos && readable(log.read.raw())) {
+        const ssize_t n = ::read(log.read.raw(), piece, sizeof piece);
+        if (n <= 0) break;
+        said.append(piece, static_cast<std::size_t>(n));
+      }
+      return said.find(words) != std::string::npos;
+    };
+    EXPECT_TRUE(read_until("was saved in")) << said;
     constexpr std::string_view kKeeper = "luod keeper[";
-    while (text.find(kKeeper) == std::string::npos) text = content_at(log_path);  // its worker's end is told
-    const int keeper = std::atoi(text.c_str() + text.find(kKeeper) + kKeeper.size());
-    ASSERT_GT(keeper, 1) << text;
+    EXPECT_TRUE(read_until(kKeeper) && read_until(reason)) << said;  // its worker's end is told
+    const auto at = said.find(kKeeper);
+    ASSERT_NE(at, std::string::npos);
+    const int keeper = std::atoi(said.c_str() + at + kKeeper.size());
+    ASSERT_GT(keeper, 1) << said;
     EXPECT_EQ(kill(keeper, SIGTERM), 0);
-    EXPECT_TRUE(wait_for_death(keeper)) << content_at(log_path);
+    EXPECT_TRUE(wait_for_death(keeper)) << said;
     int status = 0;
     EXPECT_EQ(waitpid(child, &status, 0), child);
-  }
-  static std::string content_at(const std::string& path) {
-    std::ifstream in{path};
-    return {std::istreambuf_iterator<char>{in}, {}};
   }
   void expect_all(int count = 4);
   /// Somebody corrects what was wrong and starts luod again: that must not be the end of what is still in the kernel.
@@ -218,7 +225,7 @@ class LeftFor : public WithSessions, public testing::WithParamInterface<unsigned
     luod_.reset();
     const TempDir dir;
     const std::vector<std::string> where{"--state-dir", dir / "state", "--socket", dir / "socket"};
-    ASSERT_NO_FATAL_FAILURE(start_and_end(how, options, where, dir / "log", reason));
+    ASSERT_NO_FATAL_FAILURE(start_and_end(how, options, where, reason));
     luod_.emplace(LuodOptions{.arguments = where,
                               .environment = {{"LUO_SOCKET", dir / "socket"}},
                               .program = script_,
