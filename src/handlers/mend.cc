@@ -72,7 +72,8 @@ Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
   // Executable or not before F_SEAL_EXEC, which fixes that, and seals one that is against writing. Until it has been
   // opened again the owner may do so.
   const int access = before.open & O_ACCMODE;
-  if ((mode != before.mode || access != O_RDWR) && fchmod(file.raw(), before.mode | S_IRUSR | S_IWUSR) != 0)
+  const bool other_mode = mode != before.mode || access != O_RDWR;  // also for the time being
+  if (other_mode && fchmod(file.raw(), before.mode | S_IRUSR | S_IWUSR) != 0)
     return sys_fail("make a memfd one that can be opened, with mode {:o}", before.mode | S_IRUSR | S_IWUSR);
   const unsigned missing = before.seals & ~seals;
   if (missing != 0 && fcntl(file.raw(), F_ADD_SEALS, missing) != 0)
@@ -80,7 +81,8 @@ Result<Fd> mend(Fd file, const struct stat& now, Properties before) {
   if (access != O_RDWR) file = LUO_TRY(reopened(file, access));  // seals take one that can be written
   if ((before.open & O_APPEND) != 0 && fcntl(file.raw(), F_SETFL, O_APPEND) != 0)
     return sys_fail("open a memfd for appending again");
-  if (fchmod(file.raw(), before.mode) != 0) return sys_fail("give a memfd its mode {:o} back", before.mode);
+  if (other_mode && fchmod(file.raw(), before.mode) != 0)
+    return sys_fail("give a memfd its mode {:o} back", before.mode);
   return file;
 }
 
